@@ -1,0 +1,86 @@
+"""The service contract for any ASGI application: probes, trusted peers, request ids.
+
+Uvicorn's own `proxy_headers` is off, so that the peer's address arrives here unchanged.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from serving import health, peers
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_FORWARDED = frozenset(name.encode() for name in peers.FORWARDED)
+_REQUEST_ID = b"x-request-id"
+_SECURE = {"http": "https", "websocket": "wss"}
+
+
+class Service:
+    """Wrap `app`; `checks` maps a dependency's name to a coroutine function that raises when it is away."""
+
+    def __init__(self, app: Application, checks: Mapping[str, Callable[[], Awaitable[Any]]] | None = None):
+        self.app = app
+        self.checks = checks or {}
+        self.trusted = peers.trusted()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind not in _SECURE:
+            return await self.app(scope, receive, send)
+        if kind == "http" and scope["path"] in health.PATHS and scope["method"] in ("GET", "HEAD"):
+            return await self.probe(scope["path"], send)
+        identity = self.identify(scope)
+        peers.request_id.set(identity)
+        header = (_REQUEST_ID, identity.encode())
+        scope["headers"].append(header)
+
+        async def respond(message: Message) -> None:
+            if message["type"] in ("http.response.start", "websocket.accept"):
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        return await self.app(scope, receive, respond)
+
+    def identify(self, scope: Scope) -> str:
+        """Correct address and scheme in place from a trusted peer's headers; the request's id."""
+        peer = scope["client"][0] if scope.get("client") else ""
+        hops, scheme, candidate, headers = [], b"", None, []
+        for name, value in scope["headers"]:
+            if name == _REQUEST_ID:
+                candidate = value.decode("latin-1")
+                continue
+            if name == b"x-forwarded-for":
+                hops.append(value.decode("latin-1"))
+            elif name == b"x-forwarded-proto":
+                scheme = value
+            headers.append((name, value))
+        scope["headers"] = headers
+        if peer not in self.trusted:
+            scope["headers"] = [pair for pair in headers if pair[0] not in _FORWARDED]
+            return peers.new_request_id(None)
+        if hops:
+            # Port 0: the forwarded header does not carry the client's port.
+            scope["client"] = (self.trusted.client(peer, ",".join(hops)), 0)
+        if scheme in (b"http", b"https"):
+            plain = "ws" if scope["type"] == "websocket" else "http"
+            scope["scheme"] = _SECURE[scope["type"]] if scheme == b"https" else plain
+        return peers.new_request_id(candidate)
+
+    async def probe(self, path: str, send: Send) -> None:
+        """Answer /livez or /readyz."""
+        failures: dict[str, Exception] = {}
+        if path == health.READY:
+            for name, check in self.checks.items():
+                try:
+                    await check()
+                except Exception as error:  # noqa: BLE001  whatever a dependency raises
+                    failures[name] = error
+        status, body = health.answer(path, failures)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers.append((b"cache-control", b"no-store"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,97 @@
+"""Settings from the environment; a wrong value ends the start with one line.
+
+An empty variable counts as unset, because Compose passes `NAME=` for a bare `NAME:`.
+"""
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+
+class SettingError(SystemExit):
+    """A setting that can not be used; the message names it, its value and what is allowed.
+
+    A `SystemExit`: wherever it is raised during a start, Python prints the message
+    without a traceback and exits with code 1.
+    """
+
+
+def refuse(name: str, value: object, allowed: str) -> NoReturn:
+    """Raise the SettingError for `name`; `allowed` completes "must be ..."."""
+    raise SettingError(f"{name}={value!r}: must be {allowed}")
+
+
+def text(name: str, default: str = "") -> str:
+    """The variable's value without surrounding blanks, or `default`."""
+    return os.environ.get(name, "").strip() or default
+
+
+def integer(name: str, default: int | None, *, minimum: int, maximum: int) -> int | None:
+    """A whole number from `minimum` to `maximum`, or `default`.
+
+    Raises SettingError for anything else.
+    """
+    value = text(name)
+    if not value:
+        return default
+    if not (value.isascii() and value.isdigit() and minimum <= int(value) <= maximum):
+        refuse(name, value, f"a whole number from {minimum} to {maximum}")
+    return int(value)
+
+
+def choice(name: str, options: Sequence[str], default: str) -> str:
+    """One of `options` in lower case, or `default`. Raises SettingError for any other word."""
+    value = text(name, default).lower()
+    if value not in options:
+        refuse(name, value, f"one of {', '.join(options)}")
+    return value
+
+
+def flag(name: str) -> bool:
+    """True for 1, true, yes, on; False for 0, false, no, off or unset."""
+    words = ("1", "true", "yes", "on", "0", "false", "no", "off")
+    return words.index(choice(name, words, "off")) < 4
+
+
+def words(name: str, default: str) -> list[str]:
+    """The comma-separated values of the variable, or of `default`."""
+    return [word.strip() for word in text(name, default).split(",") if word.strip()]
+
+
+def secret(name: str) -> str:
+    """The variable's value, or the content of the file named by NAME_FILE, or "".
+
+    Raises SettingError when both are set, or when the file can not be read or is empty.
+    """
+    value, path = text(name), text(f"{name}_FILE")
+    if value and path:
+        refuse(f"{name}_FILE", path, f"unset while {name} is set: only one of the two counts")
+    if not path:
+        return value
+    try:
+        value = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        refuse(f"{name}_FILE", path, f"a file that this user can read ({reason})")
+    if not value:
+        refuse(f"{name}_FILE", path, "a file with the secret in it; it is empty")
+    return value
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise SettingError unless a server can listen on `host`:`port` now.
+
+    Gunicorn alone would retry for five seconds and then end without the setting's name.
+    """
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As the servers do: an address in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            refuse("HOST and PORT", f"{host}:{port}", f"free to listen on ({error.strerror})")

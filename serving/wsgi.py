@@ -1,0 +1,64 @@
+"""The service contract for any WSGI application: probes, trusted peers, request ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from serving import health, peers
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+_FORWARDED = tuple(f"HTTP_{name.upper().replace('-', '_')}" for name in peers.FORWARDED)
+
+
+class Service:
+    """Wrap `app`; `checks` maps a dependency's name to a function that raises when it is away."""
+
+    def __init__(self, app: WSGIApplication, checks: Mapping[str, Callable[[], Any]] | None = None):
+        self.app = app
+        self.checks = checks or {}
+        self.trusted = peers.trusted()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        # Before the application: a probe's Host header is an address that Django would refuse.
+        if environ["PATH_INFO"] in health.PATHS and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            return self.probe(environ, start_response)
+        identity = self.identify(environ)
+        environ["HTTP_X_REQUEST_ID"] = identity
+        peers.request_id.set(identity)
+
+        def respond(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            return start_response(status, [*headers, ("X-Request-ID", identity)], *error)
+
+        # Returned as it is: a wrapper would hide wsgi.file_wrapper and end sendfile.
+        return self.app(environ, respond)  # type: ignore[arg-type]
+
+    def identify(self, environ: WSGIEnvironment) -> str:
+        """Correct address and scheme in place from a trusted peer's headers; the request's id."""
+        peer = environ.get("REMOTE_ADDR", "")
+        if peer not in self.trusted:
+            for name in _FORWARDED:
+                environ.pop(name, None)
+            return peers.new_request_id(None)
+        if forwarded_for := environ.get("HTTP_X_FORWARDED_FOR"):
+            environ["REMOTE_ADDR"] = self.trusted.client(peer, forwarded_for)
+        if (scheme := environ.get("HTTP_X_FORWARDED_PROTO")) in ("http", "https"):
+            environ["wsgi.url_scheme"] = scheme
+        return peers.new_request_id(environ.get("HTTP_X_REQUEST_ID"))
+
+    def probe(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer /livez or /readyz."""
+        failures: dict[str, Exception] = {}
+        if environ["PATH_INFO"] == health.READY:
+            for name, check in self.checks.items():
+                try:
+                    check()
+                except Exception as error:  # noqa: BLE001  whatever a dependency raises
+                    failures[name] = error
+        status, body = health.answer(environ["PATH_INFO"], failures)
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        headers.append(("Cache-Control", "no-store"))
+        start_response("200 OK" if status == 200 else "503 Service Unavailable", headers)
+        return [body]
