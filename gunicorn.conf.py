@@ -1,0 +1,99 @@
+"""Gunicorn's configuration for a WSGI application; Gunicorn finds it in the working directory.
+
+Precedence: command line > GUNICORN_CMD_ARGS > environment > this file > computed.
+Copied alone it still serves; with `serving/` beside it, it also sizes the workers by the
+container's limits, checks the settings, and keeps the probes out of the access log.
+"""
+
+import gc
+import os
+
+try:
+    from serving import health, peers, settings, sizing
+except ModuleNotFoundError as error:
+    if error.name != "serving":
+        raise
+    settings = None
+
+# Loopback, until someone asks for more: the image sets HOST=0.0.0.0 for itself.
+host = os.environ.get("HOST") or "127.0.0.1"
+port = (
+    settings.integer("PORT", 8000, minimum=0, maximum=65535) if settings else os.environ.get("PORT") or 8000
+)
+bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+# Threads, not the default sync worker: a sync worker answers one client at a time, and a
+# kept-alive or slow connection occupies it whole.
+worker_class = "gthread"
+
+# Processes for the CPUs, threads for the waiting on databases and networks. More threads
+# than this fight for the interpreter's lock before they help.
+if settings:
+    size = sizing.workers()
+    workers, reason = size.workers, size.reason
+else:
+    workers = int(os.environ.get("WEB_CONCURRENCY") or 2)
+    reason = "WEB_CONCURRENCY, else 2: no serving/ beside this file"
+threads = 8
+
+# Load the application once, before the fork: workers share its memory, and an application
+# that can not start ends the container instead of respawning for ever.
+# It must open no database or network socket on import: the workers would share that as well.
+preload_app = True
+
+# The heartbeat is a file that each worker touches; on a slow disk that blocks the worker.
+# macOS has no /dev/shm.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+# A worker that gives no heartbeat for 30 s is killed. It is no request timeout for threads:
+# the heartbeat goes on while a request is slow. Bound requests in the proxy.
+timeout = 30
+
+# On SIGTERM, requests in flight get 25 s; must stay below Compose's stop_grace_period (30 s),
+# or the engine kills them first.
+graceful_timeout = 25
+
+# Seconds an idle connection stays open; must exceed the proxy's idle timeout for upstreams
+# (nginx 60 s), or the proxy sends a request into a connection that is just being closed.
+keepalive = 75
+
+# A slow leak never grows old: each worker is replaced after some ten thousand requests, and
+# the jitter keeps them from going all at once.
+max_requests = 10_000
+max_requests_jitter = 1_000
+
+# Whose X-Forwarded-Proto counts. serving/peers.py reads the same variable.
+forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1"
+
+# The control socket wants a writable home; on a read-only root each start would log an error.
+control_socket_disable = True
+
+loglevel = os.environ.get("LOG_LEVEL") or "info"
+accesslog = "-"
+access_log_format = '%(h)s "%(r)s" %(s)s %(b)s %(M)sms "%(a)s"'
+if settings:
+    # By its place, not by the working directory: --chdir may move that.
+    logconfig_json = os.path.join(os.path.dirname(settings.__file__), "logging.json")
+
+
+def on_starting(server):
+    """Refuse an occupied port at once, and say how many workers start and why."""
+    # A re-executed master (SIGUSR2) inherits the socket that it would find occupied.
+    if settings and server.cfg.settings["bind"].get() == [bind] and "GUNICORN_PID" not in os.environ:
+        settings.require_free(host, int(port))
+        health.forget_drain()
+    count = server.cfg.workers
+    server.log.info("workers=%d (%s)", count, reason if count == workers else "command line")
+
+
+def when_ready(server):
+    """Freeze the heap that the workers will share, so that their collectors do not copy it."""
+    gc.collect()
+    gc.freeze()
+
+
+if settings:
+
+    def post_request(worker, req, environ, resp):
+        """The thread goes back to the pool: what it logs now belongs to no request."""
+        peers.request_id.set("-")

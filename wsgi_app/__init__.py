@@ -1,0 +1,1 @@
+"""The WSGI applications: django_site and flask_site."""

@@ -1,0 +1,14 @@
+"""`python -m wsgi_app MODULE [OPTION ...]`: Gunicorn's own command line, settings checked first.
+
+Gunicorn reads these two variables while it is imported, before any configuration file, and
+answers a wrong WEB_CONCURRENCY with a traceback (gunicorn/config.py, class Workers).
+"""
+
+from serving import peers, sizing
+
+sizing.web_concurrency()
+peers.trusted()
+
+from gunicorn.app.wsgiapp import run  # noqa: E402  only now, see above
+
+run("python -m wsgi_app")

@@ -1,0 +1,1 @@
+"""A guestbook in Django: pages, a form, the admin."""

@@ -1,0 +1,36 @@
+"""A small JSON service in Flask."""
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException, InternalServerError
+
+from serving.wsgi import Service
+
+app = Flask(__name__)
+app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024  # bytes; a longer body gets 413
+
+
+@app.get("/")
+def index() -> Response:
+    """Say what this is and who is asking."""
+    return jsonify(service="flask", client=request.remote_addr, scheme=request.scheme)
+
+
+@app.post("/echo")
+def echo() -> Response:
+    """Return the request's JSON document."""
+    return jsonify(echo=request.get_json())
+
+
+@app.errorhandler(HTTPException)
+def problem(error: HTTPException) -> Response:
+    """Every error as a problem document (RFC 9457); Flask logs an exception's traceback itself."""
+    if isinstance(error, InternalServerError):
+        error = InternalServerError()
+    response = jsonify(title=error.name, status=error.code, detail=error.description)
+    response.status_code = error.code or 500
+    response.content_type = "application/problem+json"
+    response.headers.extend(h for h in error.get_headers() if h[0] == "Allow")
+    return response
+
+
+application = Service(app)
