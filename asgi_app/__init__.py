@@ -1,0 +1,1 @@
+"""The ASGI application (main.py) and what starts Uvicorn for it (launcher.py)."""
