@@ -1,0 +1,119 @@
+# Everyday commands; bare `make` lists them.
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Containers where an engine answers, else local processes; RUNTIME=process or RUNTIME=docker
+# forces one. Processes that run already are kept.
+ifdef RUNTIME
+WHY := RUNTIME=$(RUNTIME) says so
+else ifneq ($(wildcard .run/supervisor.sock),)
+RUNTIME := process
+WHY := they run already; "make down" first, to run edited code
+else
+RUNTIME := $(shell docker info >/dev/null 2>&1 && echo docker || echo process)
+WHY := $(if $(filter docker,$(RUNTIME)),a Docker engine answers,no Docker engine answers)
+endif
+ifeq ($(filter docker process,$(RUNTIME)),)
+$(error RUNTIME='$(RUNTIME)': must be docker or process)
+endif
+
+##@ Run
+.PHONY: up down logs manage
+up: up-$(RUNTIME) ## Start every service, wait until all are healthy, print where they listen
+down: down-$(RUNTIME) ## Stop every service; data stays
+logs: logs-$(RUNTIME) ## Follow the logs
+manage: manage-$(RUNTIME) ## Run a Django command: make manage ARGS=createsuperuser
+
+##@ Check
+.PHONY: test lint
+T ?= tests
+test: .venv/test ## Run the tests, or some of them: make test T=tests/test_smoke.py
+	.venv/bin/pytest $(T)
+
+lint: .venv/test .venv/lint ## Run the linters and the type checker
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+	.venv/bin/hadolint Dockerfile
+	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	.venv/bin/compose-lint docker-compose.yml
+	.venv/bin/shellcheck .ci/*
+	$(if $(filter docker,$(RUNTIME)),docker build --check .)
+
+##@ Maintain
+.PHONY: lock clean help
+lock: .venv/lint ## Resolve all dependency groups at once and write requirements/
+	.venv/bin/uv pip compile $(RESOLVE) $(GROUPS:%=--group %) --output-file .venv/all.txt
+	for group in $(GROUPS); do .venv/bin/uv pip compile $(RESOLVE) --group $$group \
+	  --generate-hashes --constraint .venv/all.txt --output-file requirements/$$group.txt || exit; done
+
+clean: ## Remove the environment, the caches and the logs; data stays
+	rm -rf .venv .run .*_cache .hypothesis wsgi_app/django_site/staticfiles
+
+help:
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
+
+# One environment for everything that runs outside containers. A file per purpose marks what
+# is installed; the newest Python wins, and pyenv's and uv's are found without being on PATH.
+GROUPS := django flask fastapi process test lint
+RESOLVE := --quiet --universal --python-version 3.12 --upgrade --no-header --no-annotate --no-emit-index-url
+
+.venv/up: $(patsubst %,requirements/%.txt,$(filter-out test lint,$(GROUPS)))
+.venv/test: .venv/up requirements/test.txt
+.venv/lint: requirements/lint.txt
+.venv/up .venv/test .venv/lint: | .venv/bin/python
+	@echo "Installing $(filter %.txt,$^)"
+	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes $(patsubst %,-r %,$(filter %.txt,$^))
+	@touch $@
+
+.venv/bin/python:
+	@for version in 3.15 3.14 3.13 3.12; do for python in python$$version \
+	  $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version*/bin/python \
+	  $${UV_PYTHON_INSTALL_DIR:-$$HOME/.local/share/uv/python}/cpython-$$version*/bin/python3; do \
+	  $$python -c 'import ensurepip' 2>/dev/null && exec $$python -m venv .venv; \
+	done; done; \
+	echo "No Python 3.12 or newer with venv found: apt install python3-venv, brew install python, or uv python install" >&2; exit 1
+
+# Containers
+
+.PHONY: up-docker down-docker logs-docker manage-docker
+up-docker:
+	@echo "Running containers: $(WHY)."
+	@docker compose up --build --quiet-build --detach --wait --remove-orphans || { docker compose logs --tail 20; exit 1; }
+	@docker compose ps --format '{{.Service}}{{range .Publishers}} http://{{.URL}}:{{.PublishedPort}}{{end}}'
+
+down-docker:
+	docker compose down --remove-orphans
+
+logs-docker:
+	docker compose logs --follow --tail 100
+
+manage-docker:
+	docker compose run --rm django python -m wsgi_app.django_site $(ARGS)
+
+# Processes, under supervisor. Variables come from the shell, then .env, then .env.example.
+
+.PHONY: up-process down-process logs-process manage-process
+WITH_ENV = $(foreach file,$(wildcard .env .env.example),.venv/bin/dotenv --file $(file) run --no-override --)
+MANAGE = $(WITH_ENV) .venv/bin/python -m wsgi_app.django_site
+CONTROL = .venv/bin/supervisorctl --configuration deploy/supervisord.conf
+
+up-process: .venv/up
+	@echo "Running local processes: $(WHY)."
+	@mkdir -p .run
+	@$(CONTROL) pid >/dev/null 2>&1 || { $(MANAGE) migrate --noinput && $(MANAGE) collectstatic --noinput -v 0 && \
+	  $(WITH_ENV) .venv/bin/supervisord --configuration deploy/supervisord.conf; }
+	@$(CONTROL) start all || { tail -n 20 .run/*.log; $(MAKE) down-process; exit 1; }
+	@$(WITH_ENV) sh -c 'for pair in django:$$DJANGO_PORT flask:$$FLASK_PORT fastapi:$$FASTAPI_PORT; do \
+	  url=http://127.0.0.1:$${pair#*:}; .venv/bin/python -m serving.health --wait 60 $$url/readyz || exit; \
+	  echo "$${pair%:*} $$url"; done'
+
+down-process:
+	@if [ -S .run/supervisor.sock ]; then $(CONTROL) shutdown || rm .run/supervisor.sock; fi
+	@while [ -S .run/supervisor.sock ]; do sleep 0.2; done
+
+logs-process:
+	tail -n 100 -F .run/*.log
+
+manage-process: .venv/up
+	@$(MANAGE) $(ARGS)

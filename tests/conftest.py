@@ -1,0 +1,272 @@
+"""Real servers for the tests: containers, local processes, and single servers."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HOUSEKEEPING = shutil.ignore_patterns(".git", ".venv", ".run", ".data", ".env", ".*_cache", "__pycache__")
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def poll(check: Callable[[], Any], seconds: float = 20, log: Callable[[], str] = str) -> Any:
+    """The first true result of `check`; fails with the log when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while not (result := check()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds} s: {check}\n{log()}")
+        time.sleep(0.05)
+    return result
+
+
+def run(*command: str | Path, expect: int | None = 0, **options: Any) -> str:
+    """A command's combined output; fails with it unless the exit code is the expected one."""
+    options = {"cwd": ROOT, "timeout": 300, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
+    result = subprocess.run([str(word) for word in command], text=True, check=False, **options)
+    if expect is not None and result.returncode != expect:
+        pytest.fail(f"{command}: exit code {result.returncode}, expected {expect}\n{result.stdout}")
+    return result.stdout
+
+
+def answers(url: str) -> bool:
+    """Whether something at `url` answers below 400."""
+    try:
+        return httpx2.get(url, trust_env=False).status_code < 400
+    except httpx2.HTTPError:
+        return False
+
+
+class Server:
+    """One server process, started as a user would, on a free port of 127.0.0.1."""
+
+    def __init__(self, *command: str, cwd: Path = ROOT, **environ: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        base = {name: value for name, value in os.environ.items() if name not in ("HOST", "PORT")}
+        self._log = (Path(os.environ["PYTEST_LOGS"]) / f"{self.port}.log").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=cwd,
+            env=base | {"PORT": str(self.port), "DRAIN_FILE": self._log.name + ".draining"} | environ,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def log(self) -> str:
+        """What it printed so far."""
+        return Path(self._log.name).read_text()
+
+    def wait(self, path: str = "/livez") -> "Server":
+        """Return when it answers; fail with its log when it ends or stays silent."""
+
+        def ready() -> bool:
+            if self.process.poll() is not None:
+                pytest.fail(f"ended with {self.process.returncode}\n{self.log()}")
+            return answers(self.url + path)
+
+        poll(ready, log=self.log)
+        return self
+
+    def exit_code(self, seconds: float = 20) -> int:
+        """Its exit code; fails with its log when it does not end in time."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {seconds} s\n{self.log()}")
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(35)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self._log.close()
+
+
+class Containers:
+    """The Compose project under a name, ports and volumes of its own."""
+
+    runtime = "docker"
+
+    def __init__(self, *files: Path, **environ: str) -> None:
+        self.project = f"test-{secrets.token_hex(4)}"
+        self.files = [
+            word for file in (ROOT / "docker-compose.yml", *files) for word in ("--file", str(file))
+        ]
+        self.environ = os.environ | environ
+        # Which variables move ports is Compose's business: ask it, then move every one.
+        for variable in run("docker", "compose", *self.files, "config", "--variables").splitlines():
+            name = variable.split()[0] if variable.split() else ""
+            if name.endswith("_PORT"):
+                self.environ[name] = str(free_port())
+        self.services = self.config()["services"]
+        self.urls = {
+            name: f"http://{port['host_ip']}:{port['published']}"
+            for name, service in self.services.items()
+            for port in service.get("ports", [])
+        }
+
+    def compose(self, *arguments: str, **options: Any) -> str:
+        """The output of `docker compose ARGUMENTS` for this project."""
+        command = ("docker", "compose", "--project-name", self.project, *self.files, *arguments)
+        return run(*command, env=self.environ, **options)
+
+    def config(self) -> dict:
+        """The resolved file."""
+        return json.loads(self.compose("config", "--format", "json"))
+
+    def up(self, *services: str, **options: Any) -> str:
+        """Build, start and wait; fails with the logs."""
+        output = self.compose("up", "--build", "--detach", "--wait", *services, expect=None, **options)
+        for service in services or self.urls:
+            if self.inspect(service, "{{.State.Health.Status}}") != "healthy":
+                pytest.fail(f"{service} is not healthy\n{output}\n{self.log(service)}")
+        return output
+
+    def container(self, service: str) -> str:
+        """The id of the service's container, also of a stopped one."""
+        return self.compose("ps", "--all", "--quiet", service).strip()
+
+    def inspect(self, service: str, template: str) -> str:
+        """`docker inspect` of the service's container."""
+        return run("docker", "inspect", "--format", template, self.container(service)).strip()
+
+    def exec(self, service: str, *command: str, **options: Any) -> str:
+        """The output of a command inside the service's container."""
+        return self.compose("exec", "--no-TTY", service, *command, **options)
+
+    def log(self, service: str = "") -> str:
+        """What the service printed."""
+        return self.compose("logs", "--no-color", *filter(None, [service]))
+
+    def stop(self, service: str) -> int:
+        """Stop as an operator does; the exit code."""
+        run("docker", "stop", self.container(service))
+        return int(self.inspect(service, "{{.State.ExitCode}}"))
+
+    def start(self, service: str) -> None:
+        """Start it again and wait until it is healthy."""
+        self.compose("up", "--detach", "--wait", "--no-build", service)
+
+    def down(self) -> None:
+        """Remove everything, data and images too."""
+        self.compose("down", "--volumes", "--rmi", "local", "--remove-orphans", "--timeout", "5")
+
+
+class Processes:
+    """`make up RUNTIME=process` in a copy of the repository, on ports of its own."""
+
+    runtime = "process"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        shutil.copytree(ROOT, directory, ignore=HOUSEKEEPING, dirs_exist_ok=True)
+        (directory / ".venv").symlink_to(ROOT / ".venv")
+        names = [line.split("=")[0] for line in (ROOT / ".env.example").read_text().splitlines()]
+        ports = {name: str(free_port()) for name in names if name.endswith("_PORT")}
+        self.environ = os.environ | ports
+        self.environ.pop("MAKEFLAGS", None)
+        self.urls = {name[:-5].lower(): f"http://127.0.0.1:{port}" for name, port in ports.items()}
+
+    def make(self, *arguments: str, **options: Any) -> str:
+        """The output of `make ARGUMENTS RUNTIME=process`."""
+        return run("make", *arguments, "RUNTIME=process", cwd=self.directory, env=self.environ, **options)
+
+    def up(self) -> str:
+        """Start and wait."""
+        return self.make("up")
+
+    def control(self, *arguments: str, **options: Any) -> str:
+        """The output of `supervisorctl ARGUMENTS`."""
+        program = self.directory / ".venv/bin/supervisorctl"
+        options = {"cwd": self.directory, "env": self.environ} | options
+        return run(program, "-c", "deploy/supervisord.conf", *arguments, **options)
+
+    def log(self, service: str = "*") -> str:
+        """What the service printed."""
+        return "\n".join(path.read_text() for path in (self.directory / ".run").glob(f"{service}.log"))
+
+    def stop(self, service: str) -> int:
+        """Stop as an operator does; the exit code."""
+        self.control("stop", service)
+        last = [line for line in self.log("supervisord").splitlines() if f"stopped: {service} (" in line][-1]
+        return int(last.rpartition("exit status ")[2].rstrip(")")) if "exit status" in last else -1
+
+    def start(self, service: str) -> None:
+        """Start it again and wait until it is ready."""
+        self.control("start", service)
+        poll(lambda: answers(self.urls[service] + "/readyz"), log=lambda: self.log(service))
+
+    def down(self) -> None:
+        """Stop everything."""
+        self.make("down")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where single servers write to."""
+    os.environ["PYTEST_LOGS"] = str(tmp_path_factory.mktemp("logs"))
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """Skip without a Docker engine; fail instead where REQUIRE_DOCKER=1 says that one must be there."""
+    try:
+        answered = not subprocess.run(
+            ["docker", "info"], capture_output=True, timeout=20, check=False
+        ).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        answered = False
+    if not answered:
+        reason = "no Docker engine answers"
+        (pytest.fail if os.environ.get("REQUIRE_DOCKER") == "1" else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session")
+def containers(engine: None) -> Iterator[Containers]:
+    """Every service in its container; shared, so leave it as it was."""
+    stack = Containers()
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """Every service as a local process; shared, so leave it as it was."""
+    stack = Processes(tmp_path_factory.mktemp("processes"))
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
+
+
+@pytest.fixture(params=["processes", "containers"])
+def stack(request: pytest.FixtureRequest) -> Containers | Processes:
+    """Every service, in both runtimes."""
+    return request.getfixturevalue(request.param)
