@@ -103,10 +103,9 @@ up-process: .venv/up
 	@mkdir -p .run
 	@$(CONTROL) pid >/dev/null 2>&1 || { $(MANAGE) migrate --noinput && $(MANAGE) collectstatic --noinput -v 0 && \
 	  $(WITH_ENV) .venv/bin/supervisord --configuration deploy/supervisord.conf; }
-	@$(CONTROL) start all || { tail -n 20 .run/*.log; $(MAKE) down-process; exit 1; }
-	@$(WITH_ENV) sh -c 'for pair in django:$$DJANGO_PORT flask:$$FLASK_PORT fastapi:$$FASTAPI_PORT; do \
+	@{ $(CONTROL) start all && $(WITH_ENV) sh -c 'for pair in django:$$DJANGO_PORT flask:$$FLASK_PORT fastapi:$$FASTAPI_PORT; do \
 	  url=http://127.0.0.1:$${pair#*:}; .venv/bin/python -m serving.health --wait 60 $$url/readyz || exit; \
-	  echo "$${pair%:*} $$url"; done'
+	  echo "$${pair%:*} $$url"; done'; } || { tail -n 20 .run/*.log; $(MAKE) down-process; exit 1; }
 
 down-process:
 	@if [ -S .run/supervisor.sock ]; then $(CONTROL) shutdown || rm .run/supervisor.sock; fi

@@ -35,6 +35,7 @@ import importlib
 import json
 import logging
 import multiprocessing
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ def check(name: str, option: click.Parameter, value: Any) -> None:
             option.type.convert(item, option, None)
         except click.ClickException as error:
             raise settings.SettingError(f"{name}={item!r}: {error.message}") from error
-    if option.name == "workers" and value < 1:
-        settings.refuse(name, value, "at least 1")
+    if option.name == "workers" and not 1 <= value <= sizing.MAXIMUM:
+        settings.refuse(name, value, f"a whole number from 1 to {sizing.MAXIMUM}")
 
 
 class Supervisor(Multiprocess):
@@ -121,6 +122,8 @@ def load(**options: Any) -> None:
 def serve(size: sizing.Sizing, **options: Any) -> None:
     """Run Uvicorn with the options that the command line, environment and file came to."""
     health.forget_drain()
+    # Uvicorn raises the signal again after draining; its default action would make the exit code 143.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     workers = options["workers"]
     # Made for its side effect, the log configuration.
     uvicorn.Config(options["app"], log_config=options["log_config"], log_level=options["log_level"])

@@ -28,6 +28,7 @@ class Service:
         self.trusted = peers.trusted()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a probe, or let the application answer."""
         kind = scope["type"]
         if kind not in _SECURE:
             return await self.app(scope, receive, send)

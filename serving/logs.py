@@ -16,6 +16,7 @@ class RequestID(logging.Filter):
     """Give every record the id of the request that it belongs to, or "-"."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Set `record.request_id`."""
         record.request_id = peers.request_id.get()
         return True
 
@@ -24,6 +25,7 @@ class NoProbes(logging.Filter):
     """Keep the probes out of the access log: one every few seconds would bury the rest."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is to be written."""
         arguments = record.args
         if isinstance(arguments, Mapping):  # Gunicorn's atoms
             return arguments.get("U") not in health.PATHS

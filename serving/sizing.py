@@ -21,6 +21,9 @@ FORMULAS = {"mixed": (2, 0), "cpu": (2, 1), "io": (4, 1), "asyncio": (1, 0)}
 # With neither a CPU nor a memory limit, an 80-core node would start 160 workers.
 UNLIMITED_CAP = 12
 
+# More workers than this on one machine are a typing error.
+MAXIMUM = 512
+
 # Version 1 says "no limit" with the largest multiple of a page below 2**63.
 NO_MEMORY_LIMIT = 2**60
 
@@ -90,7 +93,7 @@ def workers(*, workload: str | None = None, configured: int | None = None) -> Si
 
 def web_concurrency() -> int | None:
     """WEB_CONCURRENCY, or None when unset. Raises SettingError for a wrong value."""
-    return settings.integer("WEB_CONCURRENCY", None, minimum=1, maximum=512)
+    return settings.integer("WEB_CONCURRENCY", None, minimum=1, maximum=MAXIMUM)
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:

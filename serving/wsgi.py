@@ -22,6 +22,7 @@ class Service:
         self.trusted = peers.trusted()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a probe, or let the application answer."""
         # Before the application: a probe's Host header is an address that Django would refuse.
         if environ["PATH_INFO"] in health.PATHS and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             return self.probe(environ, start_response)
@@ -33,7 +34,7 @@ class Service:
             return start_response(status, [*headers, ("X-Request-ID", identity)], *error)
 
         # Returned as it is: a wrapper would hide wsgi.file_wrapper and end sendfile.
-        return self.app(environ, respond)  # type: ignore[arg-type]
+        return self.app(environ, respond)
 
     def identify(self, environ: WSGIEnvironment) -> str:
         """Correct address and scheme in place from a trusted peer's headers; the request's id."""

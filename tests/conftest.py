@@ -157,6 +157,12 @@ class Containers:
         """The output of a command inside the service's container."""
         return self.compose("exec", "--no-TTY", service, *command, **options)
 
+    def manage(self, arguments: str, **environ: str) -> str:
+        """`make manage`'s own command, in this project."""
+        variables = [word for name, value in environ.items() for word in ("--env", f"{name}={value}")]
+        command = ("python", "-m", "wsgi_app.django_site", *arguments.split())
+        return self.compose("run", "--rm", *variables, "django", *command)
+
     def log(self, service: str = "") -> str:
         """What the service printed."""
         return self.compose("logs", "--no-color", *filter(None, [service]))
@@ -203,6 +209,11 @@ class Processes:
         program = self.directory / ".venv/bin/supervisorctl"
         options = {"cwd": self.directory, "env": self.environ} | options
         return run(program, "-c", "deploy/supervisord.conf", *arguments, **options)
+
+    def manage(self, arguments: str, **environ: str) -> str:
+        """`make manage` in this copy."""
+        command = ("make", "manage", f"ARGS={arguments}", "RUNTIME=process")
+        return run(*command, cwd=self.directory, env=self.environ | environ)
 
     def log(self, service: str = "*") -> str:
         """What the service printed."""

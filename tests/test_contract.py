@@ -1,0 +1,179 @@
+"""The files agree with each other: deployments break between files, not within one."""
+
+import json
+import re
+import runpy
+from functools import cache
+
+import pytest
+import tomllib
+from dotenv import dotenv_values
+
+from serving import health
+from tests.conftest import ROOT, run
+
+MEBIBYTE = 1024 * 1024
+
+
+@cache
+def compose() -> dict:
+    """docker-compose.yml as Compose resolves it with nothing set."""
+    try:
+        output = run("docker", "compose", "--env-file", "/dev/null", "config", "--format", "json")
+    except FileNotFoundError:
+        pytest.skip("no docker command to resolve docker-compose.yml with")
+    return json.loads(output)
+
+
+@cache
+def gunicorn() -> dict:
+    """gunicorn.conf.py's settings."""
+    return runpy.run_path(str(ROOT / "gunicorn.conf.py"))
+
+
+@cache
+def uvicorn() -> dict:
+    """uvicorn.json's settings."""
+    return json.loads((ROOT / "uvicorn.json").read_text())
+
+
+def seconds(duration: str) -> float:
+    """A Compose duration such as 1m0s."""
+    units = {"h": 3600, "m": 60, "s": 1, "ms": 0.001}
+    return sum(float(n) * units[unit] for n, unit in re.findall(r"([\d.]+)(ms|h|m|s)", duration))
+
+
+def long_running() -> dict[str, dict]:
+    """The services that stay."""
+    return {name: service for name, service in compose()["services"].items() if service["restart"] != "no"}
+
+
+def test_servers_finish_before_the_engine_kills_them() -> None:
+    """Graceful timeout < stop_grace_period, for both servers and for process mode."""
+    process = (ROOT / "deploy/supervisord.conf").read_text()
+    for name, service in long_running().items():
+        grace = seconds(service["stop_grace_period"])
+        for key, source in (("graceful_timeout", gunicorn()), ("timeout_graceful_shutdown", uvicorn())):
+            assert source[key] < grace, f"{key} {source[key]} >= {name}'s stop_grace_period {grace}"
+        stops = re.findall(r"stopwaitsecs = (\d+)", process)
+        assert {grace} == {float(stop) for stop in stops}, f"supervisor's stopwaitsecs {stops} != {grace}"
+
+
+def test_connections_outlive_a_proxys_idle_timeout() -> None:
+    """Keep-alive > 60 s, the default of nginx for upstreams, and the same for both servers."""
+    assert 60 < gunicorn()["keepalive"] == uvicorn()["timeout_keep_alive"]
+
+
+def test_the_health_check_has_time_to_answer_and_the_start_to_happen() -> None:
+    """Probe's own timeout < Compose's <= interval; start period > a worker's boot timeout."""
+    for name, service in long_running().items():
+        check = service["healthcheck"]
+        assert health.PROBE_TIMEOUT < seconds(check["timeout"]) <= seconds(check["interval"]), name
+        assert seconds(check["start_period"]) > uvicorn()["timeout_worker_healthcheck"], name
+
+
+def test_the_default_limits_hold_the_default_workers() -> None:
+    """Workers x memory per worker <= memory limit, with nothing set, on one CPU."""
+    values = dotenv_values(ROOT / ".env.example")
+    for name, service in long_running().items():
+        limits = service["deploy"]["resources"]["limits"]
+        assert float(limits["cpus"]) <= 1, f"{name} does not start on a host with one CPU"
+        workers = 2 * float(limits["cpus"])
+        needed = workers * int(values["WORKER_MEMORY_MB"] or 0) * MEBIBYTE
+        assert needed <= int(limits["memory"]), f"{name}: {workers} workers need {needed} bytes"
+
+
+def test_no_service_gives_up_a_part_of_the_posture() -> None:
+    """Read-only, no capabilities, no new privileges, bounded, on every service."""
+    for name, service in compose()["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert "cap_add" not in service, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["deploy"]["resources"]["limits"]["pids"] > 0, name
+        assert {"max-size", "max-file"} <= service["logging"]["options"].keys(), name
+        assert "privileged" not in service, name
+
+
+def test_every_published_port_is_a_loopback_port_that_one_variable_moves() -> None:
+    """127.0.0.1 only; SERVICE_PORT moves it."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    for name, service in compose()["services"].items():
+        for port in service.get("ports", []):
+            assert port["host_ip"] == "127.0.0.1", name
+            variable = f"{name.upper().replace('-', '_')}_PORT"
+            assert f"127.0.0.1:${{{variable}:-{port['published']}}}:{port['target']}" in text, name
+
+
+def test_process_mode_runs_the_services_that_compose_publishes() -> None:
+    """The same names, the same commands as the images."""
+    config = (ROOT / "deploy/supervisord.conf").read_text()
+    programs = dict(re.findall(r"\[program:(\S+)\]\ncommand = \S+/python (.*)", config))
+    published = {name for name, service in compose()["services"].items() if service.get("ports")}
+    assert published == programs.keys()
+    stages = re.findall(r"^FROM \S+ AS (\S+)$|^CMD (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    commands, stage = {}, ""
+    for name, command in stages:
+        stage = name or stage
+        if command:
+            commands[stage] = " ".join(json.loads(command)[1:])
+    assert commands == programs
+
+
+def test_env_example_shows_the_defaults_that_compose_has() -> None:
+    """Every ${VARIABLE:-default} of docker-compose.yml stands there with the same default."""
+    values = dotenv_values(ROOT / ".env.example")
+    found = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", (ROOT / "docker-compose.yml").read_text()))
+    assert found
+    assert found == {name: values.get(name) for name in found}
+
+
+def test_env_example_lists_every_variable_that_the_code_reads() -> None:
+    """No setting is a secret of the code."""
+    reads = r'(?:settings|os)\.(?:text|integer|choice|flag|words|environ\.get)\(\s*"(\w+)"'
+    secrets = r'settings\.secret\("(\w+)"\)'
+    sources = [ROOT / "gunicorn.conf.py"]
+    for folder in ("serving", "wsgi_app", "asgi_app"):
+        sources += (ROOT / folder).rglob("*.py")
+    read = set()
+    for path in sources:
+        text = path.read_text()
+        read |= set(re.findall(reads, text))
+        for name in re.findall(secrets, text):
+            read |= {name, f"{name}_FILE"}
+    assert len(read) > 10
+    listed = set(re.findall(r"^#?([A-Z][A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert read - listed - {"GUNICORN_PID"} == set()
+    composed = set(re.findall(r"\$\{(\w+):-", (ROOT / "docker-compose.yml").read_text()))
+    assert listed - read - composed == set(), "listed, but nothing reads it"
+
+
+def test_every_application_refuses_the_same_body_size() -> None:
+    """One mebibyte for JSON and for a WebSocket message."""
+    assert uvicorn()["ws_max_size"] == MEBIBYTE
+    for path in ("wsgi_app/flask_site/__init__.py", "asgi_app/main.py"):
+        assert "= 1024 * 1024  # bytes; a longer body gets 413" in (ROOT / path).read_text(), path
+
+
+def test_the_locks_come_from_one_resolution() -> None:
+    """A package has one version wherever it is locked, every one with hashes and without an address."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    assert {f"{name}.txt" for name in groups} == {path.name for path in (ROOT / "requirements").iterdir()}
+    versions: dict[str, str] = {}
+    for name in groups:
+        text = (ROOT / f"requirements/{name}.txt").read_text()
+        assert "://" not in text
+        for package, version, rest in re.findall(
+            r"^([\w.-]+)==(\S+)([^\n]*(?:\n    .*)*)", text, re.MULTILINE
+        ):
+            assert versions.setdefault(package, version) == version, f"{package} in {name}"
+            assert "--hash=sha256:" in rest, package
+    assert {"gunicorn", "uvicorn", "django", "flask", "fastapi", "whitenoise"} <= versions.keys()
+
+
+def test_the_top_level_stays_small() -> None:
+    """At most eighteen names; a Dockerfile of at most sixty lines; at most fifteen make targets."""
+    names = {line.split("/")[0] for line in run("git", "ls-files").splitlines()}
+    assert len(names) <= 18, sorted(names)
+    assert len((ROOT / "Dockerfile").read_text().splitlines()) <= 60
+    assert len(re.findall(r"^[a-z-]+:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)) <= 15

@@ -1,0 +1,199 @@
+"""Django's settings hold what they say: TLS switch, secret key, databases."""
+
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.conftest import ROOT, Server, free_port, poll, run
+
+MANAGE = (sys.executable, "-m", "wsgi_app.django_site")
+GUNICORN = ("wsgi_app", "wsgi_app.django_site.wsgi")
+
+
+def environ(data: Path, **more: str) -> dict[str, str]:
+    """The environment with a data directory of its own."""
+    return os.environ | {"DATA_DIR": str(data)} | more
+
+
+@pytest.fixture(scope="module")
+def _static() -> None:
+    """The static files that a page refers to; `make up` and the image make them likewise."""
+    run(*MANAGE, "collectstatic", "--noinput", env=os.environ | {"DJANGO_SECRET_KEY": "for this command"})
+
+
+def token(page: httpx2.Response) -> str:
+    """The form's CSRF token."""
+    found = re.search(r'csrfmiddlewaretoken" value="(\w+)"', page.text)
+    assert found, page.text
+    return found[1]
+
+
+def test_the_deployment_check_passes_with_https_on(tmp_path: Path) -> None:
+    """Nothing to warn of behind TLS; and the check can fail, for it does without."""
+    check = (*MANAGE, "check", "--deploy", "--fail-level", "WARNING")
+    run(*check, env=environ(tmp_path, DJANGO_HTTPS="on"))
+    assert "security.W012" in run(*check, env=environ(tmp_path, DJANGO_HTTPS="off"), expect=1)
+
+
+def test_no_migration_is_missing(tmp_path: Path) -> None:
+    """The models and the migrations say the same."""
+    run(*MANAGE, "makemigrations", "--check", "--dry-run", env=environ(tmp_path))
+
+
+@pytest.mark.usefixtures("_static")
+def test_https_on_redirects_and_secures_the_cookies(tmp_path: Path) -> None:
+    """Plain HTTP is sent to HTTPS; behind a TLS proxy the form works with Secure cookies."""
+    run(*MANAGE, "migrate", env=environ(tmp_path))
+    with Server(*GUNICORN, DJANGO_HTTPS="on", DATA_DIR=str(tmp_path)).wait() as server:
+        plain = httpx2.get(server.url + "/")
+        assert (plain.status_code, plain.headers["location"][:8]) == (301, "https://")
+        proxied = {"x-forwarded-proto": "https"}
+        page = httpx2.get(server.url + "/", headers=proxied)
+        assert page.status_code == 200, server.log()
+        assert page.headers["strict-transport-security"] == "max-age=3600"
+        cookie = page.headers["set-cookie"]
+        assert all(word in cookie for word in ("Secure", "HttpOnly", "SameSite=Lax")), cookie
+        form = {"author": "Tim", "message": "over TLS", "csrfmiddlewaretoken": token(page)}
+        sent = proxied | {
+            "cookie": cookie.split(";")[0],
+            "origin": server.url.replace("http", "https"),
+            "referer": server.url.replace("http", "https"),
+        }
+        assert httpx2.post(server.url + "/", data=form, headers=sent).status_code == 302, server.log()
+
+
+@pytest.mark.usefixtures("_static")
+def test_the_page_carries_its_security_headers(tmp_path: Path) -> None:
+    """A content security policy without inline code, no frames, no sniffing, no foreign host name."""
+    run(*MANAGE, "migrate", env=environ(tmp_path))
+    with Server(*GUNICORN, DATA_DIR=str(tmp_path)).wait() as server:
+        headers = httpx2.get(server.url + "/").headers
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert (headers["x-frame-options"], headers["x-content-type-options"]) == ("DENY", "nosniff")
+        assert httpx2.get(server.url + "/", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_processes_that_start_at_once_share_one_generated_key(tmp_path: Path) -> None:
+    """Eight first starts agree on one key, which only its owner can read."""
+    code = "from wsgi_app.django_site.settings import SECRET_KEY; print(SECRET_KEY)"
+    starts = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=environ(tmp_path / "new"),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(8)
+    ]
+    keys = {start.communicate(timeout=60)[0].strip() for start in starts}
+    assert len(keys) == 1
+    assert len(keys.pop()) > 50
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["secret_key"]
+    assert stat.S_IMODE((tmp_path / "new/secret_key").stat().st_mode) == 0o600
+
+
+@pytest.mark.usefixtures("_static")
+def test_a_session_survives_the_rotation_of_the_key(tmp_path: Path) -> None:
+    """What the old key signed is valid while it is a fallback, and no longer."""
+    code = (
+        "import django; django.setup()\nfrom django.core import signing; import sys\n"
+        "print(signing.loads(sys.argv[1]) if len(sys.argv) > 1 else signing.dumps('kept'))"
+    )
+    command = (sys.executable, "-c", code)
+    base = environ(tmp_path, DJANGO_SETTINGS_MODULE="wsgi_app.django_site.settings")
+    (tmp_path / "key").write_text("the old key\n")
+    signed = run(*command, env=base | {"DJANGO_SECRET_KEY_FILE": str(tmp_path / "key")}).strip()
+    new = base | {"DJANGO_SECRET_KEY": "the new key"}
+    assert run(*command, signed, env=new | {"DJANGO_SECRET_KEY_FALLBACKS": "the old key"}).strip() == "kept"
+    assert "BadSignature" in run(*command, signed, env=new, expect=1)
+
+
+def test_sqlite_waits_for_its_turn(tmp_path: Path) -> None:
+    """Write-ahead log on; sixteen threads that read and then write lose no update."""
+    run(*MANAGE, "migrate", env=environ(tmp_path))
+    code = (
+        "import django; django.setup()\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from django.db import connection, transaction\n"
+        "from wsgi_app.django_site.models import Entry\n"
+        "def add(n):\n"
+        "    with transaction.atomic():\n"
+        "        Entry.objects.create(author='x', message=str(Entry.objects.count()))\n"
+        "    connection.close()\n"
+        "with ThreadPoolExecutor(16) as pool: list(pool.map(add, range(64)))\n"
+        "print(len(set(Entry.objects.values_list('message', flat=True))))\n"
+        "connection.cursor().execute('PRAGMA journal_mode').fetchone()\n"
+        "print(connection.cursor().execute('PRAGMA journal_mode').fetchone()[0])\n"
+    )
+    base = environ(tmp_path, DJANGO_SETTINGS_MODULE="wsgi_app.django_site.settings")
+    assert run(sys.executable, "-c", code, env=base).split() == ["64", "wal"]
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real PostgreSQL server of this machine's package."""
+    found = [Path(shutil.which("initdb") or "/").parent, *Path("/usr/lib/postgresql").glob("*/bin")]
+    binaries = next((path for path in reversed(found) if (path / "initdb").exists()), None)
+    if binaries is None:
+        required = os.environ.get("REQUIRE_DOCKER") == "1"
+        (pytest.fail if required else pytest.skip)("no PostgreSQL server on this machine")
+    data = tmp_path_factory.mktemp("postgres")
+    # PostgreSQL refuses to run as root.
+    user = {"user": "nobody", "cwd": "/"} if os.geteuid() == 0 else {}
+    if user:
+        for directory in (data, *data.parents[:2]):
+            directory.chmod(0o755)
+        shutil.chown(data, "nobody")
+    run(binaries / "initdb", "--pgdata", data / "db", "--username", "app", "--auth", "trust", **user)
+    port = free_port()
+    log = (data / "log").open("w")
+    server = subprocess.Popen(
+        [binaries / "postgres", "-D", data / "db", "-p", str(port), "-h", "127.0.0.1", "-k", data],
+        stdout=log,
+        stderr=log,
+        **user,
+    )
+    try:
+
+        def listening() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        poll(listening, log=lambda: (data / "log").read_text())
+        yield f"postgres://app:a%20secret@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()
+
+
+@pytest.mark.usefixtures("_static")
+def test_postgresql_serves_when_the_url_says_so(postgres: str, tmp_path: Path) -> None:
+    """DATABASE_URL from a file: migrated, written, read; ready, and unready once it is unreachable."""
+    (tmp_path / "url").write_text(postgres + "\n")
+    settings = {"DATABASE_URL_FILE": str(tmp_path / "url"), "DATA_DIR": str(tmp_path / "data")}
+    poll(lambda: "OK" in run(*MANAGE, "migrate", env=os.environ | settings, expect=None))
+    with Server(*GUNICORN, **settings).wait("/readyz") as server:
+        page = httpx2.get(server.url + "/")
+        form = {"author": "Elephant", "message": "in PostgreSQL", "csrfmiddlewaretoken": token(page)}
+        cookies = {"cookie": f"csrftoken={page.cookies['csrftoken']}"}
+        assert httpx2.post(server.url + "/", data=form, headers=cookies).status_code == 302, server.log()
+        assert "in PostgreSQL" in httpx2.get(server.url + "/").text
+    assert not (tmp_path / "data/db.sqlite3").exists()
+    gone = re.sub(r":\d+/", f":{free_port()}/", postgres)
+    with Server(*GUNICORN, DATABASE_URL=gone, DATA_DIR=str(tmp_path / "data")).wait() as server:
+        answer = httpx2.get(server.url + "/readyz", timeout=20)
+        assert answer.status_code == 503
+        assert answer.json() == {"status": "unready", "failed": {"database": "OperationalError"}}
+        assert httpx2.get(server.url + "/livez").status_code == 200

@@ -1,0 +1,95 @@
+"""A stop finishes what was begun, in containers and as processes, by the same code."""
+
+import json
+import re
+import socket
+import threading
+from urllib.parse import urlencode, urlsplit
+
+import httpx2
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from tests.conftest import Containers, Processes, poll
+
+STOPPING = re.compile("Handling signal: term|Received SIGTERM|Shutting down")
+
+
+def request_in_flight(url: str, path: str, kind: str, body: bytes, cookie: str = "") -> socket.socket:
+    """A POST whose body the application already waits for: it has asked for it with a 100."""
+    address = urlsplit(url)
+    client = socket.create_connection((address.hostname, address.port), timeout=30)
+    client.sendall(
+        f"POST {path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: {kind}\r\nCookie: {cookie}\r\n"
+        f"Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n".encode()
+    )
+    assert client.recv(1000).startswith(b"HTTP/1.1 100"), "the server did not ask for the body"
+    return client
+
+
+def finish(client: socket.socket, body: bytes) -> bytes:
+    """Send the body and read until the server closes."""
+    client.sendall(body)
+    answer = b""
+    while chunk := client.recv(65536):
+        answer += chunk
+    return answer
+
+
+def arguments(stack: Containers | Processes, service: str) -> tuple[str, str, bytes, str]:
+    """Path, content type, body and cookie of a POST that the service accepts."""
+    if service != "django":
+        return "/echo", "application/json", json.dumps({"sent": "slowly"}).encode(), ""
+    page = httpx2.get(stack.urls[service] + "/")
+    token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', page.text)
+    assert token
+    form = {"author": "Slow", "message": "sent slowly", "csrfmiddlewaretoken": token[1]}
+    cookie = f"csrftoken={page.cookies['csrftoken']}"
+    return "/", "application/x-www-form-urlencoded", urlencode(form).encode(), cookie
+
+
+@pytest.mark.parametrize("service", ["django", "flask", "fastapi"])
+def test_a_stop_finishes_the_request_in_flight_and_exits_0(
+    stack: Containers | Processes, service: str
+) -> None:
+    """A body that arrives only after the stop began is still answered; then the server is gone."""
+    path, kind, body, cookie = arguments(stack, service)
+    before = len(STOPPING.findall(stack.log(service)))
+    codes: list[int] = []
+    with request_in_flight(stack.urls[service], path, kind, body, cookie) as client:
+        stop = threading.Thread(target=lambda: codes.append(stack.stop(service)))
+        stop.start()
+        try:
+            poll(lambda: len(STOPPING.findall(stack.log(service))) > before, log=lambda: stack.log(service))
+            answer = finish(client, body)
+        finally:
+            client.close()
+            stop.join(40)
+    try:
+        assert answer.split()[1] in (b"200", b"302"), answer
+        assert codes == [0], stack.log(service)
+        assert "Traceback" not in stack.log(service)
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(stack.urls[service] + "/livez")
+    finally:
+        stack.start(service)
+    if service == "django":
+        assert "sent slowly" in httpx2.get(stack.urls[service] + "/").text
+
+
+def test_a_stop_closes_websockets_with_1012(stack: Containers | Processes) -> None:
+    """The code says "service restart", so that a client knows to come back."""
+    try:
+        with connect(stack.urls["fastapi"].replace("http", "ws") + "/ws") as client:
+            client.send("here")
+            assert client.recv(timeout=10) == "here"
+            stop = threading.Thread(target=stack.stop, args=["fastapi"])
+            stop.start()
+            with pytest.raises(ConnectionClosed) as closed:
+                client.recv(timeout=20)
+            stop.join(40)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+    finally:
+        stack.start("fastapi")

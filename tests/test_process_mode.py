@@ -1,0 +1,134 @@
+"""Without an engine: the same servers, started and stopped by the same two commands."""
+
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import httpx2
+from tests.conftest import Processes, free_port, run
+
+
+def processes_of(directory: Path) -> list[str]:
+    """Command lines of everything that runs in this copy."""
+    lines = []
+    for cwd in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if cwd.readlink() == directory:
+                lines.append((cwd.parent / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return [line for line in lines if line]
+
+
+def test_up_says_why_and_where_and_is_harmless_when_repeated(processes: Processes) -> None:
+    """The second `make up` names the same addresses and leaves every process as it was."""
+    before = processes.control("status")
+    again = processes.up()
+    assert "Running local processes: RUNTIME=process says so." in again
+    for service, url in processes.urls.items():
+        assert f"{service} {url}\n" in again
+    pids = r"(\w+) +RUNNING +pid (\d+)"
+    assert re.findall(pids, before) == re.findall(pids, processes.control("status"))
+    assert len(re.findall(pids, before)) == len(processes.urls)
+
+
+def test_processes_listen_on_loopback_only(processes: Processes) -> None:
+    """No socket of ours accepts a connection from another machine."""
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = [local.split(":") for _, local, _, state, *_ in sockets if state == "0A"]
+    for url in processes.urls.values():
+        port = f"{int(url.rpartition(':')[2]):04X}"
+        # 127.0.0.1, in the kernel's byte order
+        assert [address for address, number in listening if number == port] == ["0100007F"], url
+
+
+def test_logs_shows_every_service(processes: Processes) -> None:
+    """`make logs` follows all of them; the reader ends it."""
+    output = run(
+        "timeout",
+        "3",
+        "make",
+        "logs",
+        "RUNTIME=process",
+        cwd=processes.directory,
+        env=processes.environ,
+        expect=None,
+    )
+    for service in processes.urls:
+        assert f".run/{service}.log" in output
+
+
+def test_down_leaves_nothing_behind_and_an_env_file_moves_a_port(tmp_path: Path) -> None:
+    """.env reaches the services, a variable of the shell wins over it, and down stops everything twice."""
+    stack = Processes(tmp_path / "copy")
+    moved = free_port()
+    stack.environ.pop("FLASK_PORT")
+    (stack.directory / ".env").write_text(
+        f"FLASK_PORT={moved}\nDJANGO_PORT=1\nWEB_CONCURRENCY=3\nLOG_LEVEL=debug\n"
+    )
+    try:
+        output = stack.up()
+        assert f"flask http://127.0.0.1:{moved}\n" in output
+        assert f"django {stack.urls['django']}\n" in output
+        assert httpx2.get(f"http://127.0.0.1:{moved}/").json()["service"] == "flask"
+        assert "workers=3 (WEB_CONCURRENCY)" in stack.log("flask")
+        assert "DEBUG" in stack.log("flask")
+    finally:
+        stack.down()
+    assert processes_of(stack.directory) == []
+    assert (stack.directory / ".data/db.sqlite3").exists()
+    stack.down()
+
+
+def test_a_failing_start_is_told_and_leaves_nothing_running(tmp_path: Path) -> None:
+    """An occupied port: make fails, shows the line that names it, and stops the others."""
+    stack = Processes(tmp_path / "copy")
+    with socket.socket() as occupied:
+        occupied.bind(("127.0.0.1", 0))
+        occupied.listen()
+        port = occupied.getsockname()[1]
+        stack.environ["FLASK_PORT"] = str(port)
+        output = run("make", "up", "RUNTIME=process", cwd=stack.directory, env=stack.environ, expect=2)
+    assert f"HOST and PORT='127.0.0.1:{port}': must be free to listen on" in output
+    assert processes_of(stack.directory) == []
+
+
+def test_a_machine_without_a_fitting_python_is_told_what_to_install(tmp_path: Path) -> None:
+    """One line, and no half-made environment."""
+    stack = Processes(tmp_path / "copy")
+    (stack.directory / ".venv").unlink()
+    (tmp_path / "bin").mkdir()
+    for tool in ("make", "sh", "awk", "test", "mkdir", "docker"):
+        if found := shutil.which(tool):
+            (tmp_path / "bin" / tool).symlink_to(found)
+    bare = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path), "PYENV_ROOT": "/nonexistent"}
+    output = run("make", "up", "RUNTIME=process", cwd=stack.directory, env=bare, expect=2)
+    assert "No Python 3.12 or newer" in output
+    assert not (stack.directory / ".venv").exists()
+
+
+def test_an_unknown_runtime_is_refused() -> None:
+    """The message names the variable, the value and what is allowed."""
+    output = run("make", "up", "RUNTIME=podman", expect=2)
+    assert "RUNTIME='podman': must be docker or process" in output
+
+
+def test_the_environment_is_built_from_the_lock_alone(tmp_path: Path) -> None:
+    """On a machine with nothing installed, make finds a Python and installs exactly the lock."""
+    stack = Processes(tmp_path / "copy")
+    (stack.directory / ".venv").unlink()
+    stack.make(".venv/up")
+    program = stack.directory / ".venv/bin/python"
+    freeze = run(program, "-m", "pip", "freeze", "--disable-pip-version-check")
+    installed = {line.lower().replace("_", "-") for line in freeze.split()}
+    locked = {
+        (f"{name}=={version}", condition)
+        for group in ("django", "flask", "fastapi", "process")
+        for name, version, condition in re.findall(
+            r"^([\w.-]+)(?:\[\w+\])?==(\S+)( ;.*)? \\$",
+            (stack.directory / f"requirements/{group}.txt").read_text(),
+            re.MULTILINE,
+        )
+    }
+    assert {pin for pin, condition in locked if not condition} <= installed <= {pin for pin, _ in locked}
