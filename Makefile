@@ -97,6 +97,8 @@ manage-docker:
 WITH_ENV = $(foreach file,$(wildcard .env .env.example),.venv/bin/dotenv --file $(file) run --no-override --)
 MANAGE = $(WITH_ENV) .venv/bin/python -m wsgi_app.django_site
 CONTROL = .venv/bin/supervisorctl --configuration deploy/supervisord.conf
+SOCKET = .run/supervisor.sock
+STOP = if [ -S $(SOCKET) ]; then $(CONTROL) shutdown || rm -f $(SOCKET); fi; while [ -S $(SOCKET) ]; do sleep 0.2; done
 
 up-process: .venv/up
 	@echo "Running local processes: $(WHY)."
@@ -105,11 +107,10 @@ up-process: .venv/up
 	  $(WITH_ENV) .venv/bin/supervisord --configuration deploy/supervisord.conf; }
 	@{ $(CONTROL) start all && $(WITH_ENV) sh -c 'for pair in django:$$DJANGO_PORT flask:$$FLASK_PORT fastapi:$$FASTAPI_PORT; do \
 	  url=http://127.0.0.1:$${pair#*:}; .venv/bin/python -m serving.health --wait 60 $$url/readyz || exit; \
-	  echo "$${pair%:*} $$url"; done'; } || { tail -n 20 .run/*.log; $(MAKE) down-process; exit 1; }
+	  echo "$${pair%:*} $$url"; done'; } || { tail -n 20 .run/*.log; $(STOP); exit 1; }
 
 down-process:
-	@if [ -S .run/supervisor.sock ]; then $(CONTROL) shutdown || rm .run/supervisor.sock; fi
-	@while [ -S .run/supervisor.sock ]; do sleep 0.2; done
+	@$(STOP)
 
 logs-process:
 	tail -n 100 -F .run/*.log

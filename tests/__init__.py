@@ -1,0 +1,1 @@
+"""One file per promise; conftest.py starts the real servers."""

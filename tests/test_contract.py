@@ -3,10 +3,10 @@
 import json
 import re
 import runpy
+import tomllib
 from functools import cache
 
 import pytest
-import tomllib
 from dotenv import dotenv_values
 
 from serving import health

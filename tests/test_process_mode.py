@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import httpx2
+
 from tests.conftest import Processes, free_port, run
 
 
