@@ -8,8 +8,10 @@ container's limits, checks the settings, and keeps the probes out of the access 
 import gc
 import os
 
+import gunicorn.glogging
+
 try:
-    from serving import health, peers, settings, sizing
+    from serving import health, logs, peers, settings, sizing
 except ModuleNotFoundError as error:
     if error.name != "serving":
         raise
@@ -69,11 +71,6 @@ forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1"
 control_socket_disable = True
 
 loglevel = os.environ.get("LOG_LEVEL") or "info"
-accesslog = "-"
-access_log_format = '%(h)s "%(r)s" %(s)s %(b)s %(M)sms "%(a)s"'
-if settings:
-    # By its place, not by the working directory: --chdir may move that.
-    logconfig_json = os.path.join(os.path.dirname(settings.__file__), "logging.json")
 
 
 def on_starting(server):
@@ -93,7 +90,23 @@ def when_ready(server):
 
 
 if settings:
+    # By its place, not by the working directory: --chdir may move that.
+    logconfig_json = os.path.join(os.path.dirname(settings.__file__), "logging.json")
+
+    class Logger(gunicorn.glogging.Logger):
+        """Gunicorn's logger, with an access line at a third of the cost and none for probes."""
+
+        def access(self, resp, req, environ, request_time):
+            """Write one line through serving/logs.py."""
+            path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+            seconds = request_time.total_seconds()
+            client, method = environ["REMOTE_ADDR"], environ["REQUEST_METHOD"]
+            logs.access(client, method, path, query, resp.status_code, resp.sent, seconds)
+
+    logger_class = Logger
 
     def post_request(worker, req, environ, resp):
         """The thread goes back to the pool: what it logs now belongs to no request."""
         peers.request_id.set("-")
+else:
+    accesslog = "-"

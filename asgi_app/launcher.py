@@ -18,7 +18,8 @@ variables, and those by flags. JSON has no comments, so the reasons stand here:
 | `ws_ping_timeout` | seconds until a client that answers no ping is closed |
 | `ws_per_message_deflate` | off: compression state is kept per connection, and a small message can unpack to a large one |
 | `lifespan` | `auto` takes a startup that raises for an application without one, and serves |
-| `log_config` | the same lines as Gunicorn's, without the probes |
+| `log_config` | the same lines as Gunicorn's |
+| `access_log` | off: `serving/asgi.py` writes the line, with request id and duration, at a fraction of the cost |
 | `server_header` | nobody needs the server's name |
 | `proxy_headers` | off: `serving/asgi.py` corrects the client's address, and it also removes a stranger's headers |
 | `timeout_keep_alive` | seconds; must exceed the proxy's idle timeout for upstreams (nginx 60 s) |

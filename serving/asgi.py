@@ -4,9 +4,10 @@ Uvicorn's own `proxy_headers` is off, so that the peer's address arrives here un
 """
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from time import perf_counter
 from typing import Any
 
-from serving import health, peers
+from serving import health, logs, peers
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -34,14 +35,19 @@ class Service:
             return await self.app(scope, receive, send)
         if kind == "http" and scope["path"] in health.PATHS and scope["method"] in ("GET", "HEAD"):
             return await self.probe(scope["path"], send)
+        start = perf_counter()
         identity = self.identify(scope)
         peers.request_id.set(identity)
         header = (_REQUEST_ID, identity.encode())
         scope["headers"].append(header)
 
         async def respond(message: Message) -> None:
-            if message["type"] in ("http.response.start", "websocket.accept"):
-                message["headers"] = [*message.get("headers", ()), header]
+            event = message["type"]
+            if event in ("http.response.start", "websocket.accept"):
+                headers = message["headers"] = [*message.get("headers", ()), header]
+                status = message.get("status", 101)
+                size = next((value.decode() for name, value in headers if name == b"content-length"), "-")
+                log(scope, status, size, perf_counter() - start)
             await send(message)
 
         return await self.app(scope, receive, respond)
@@ -85,3 +91,10 @@ class Service:
         headers.append((b"cache-control", b"no-store"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def log(scope: Scope, status: int, size: str, seconds: float) -> None:
+    """Write the access line when the response starts: a stream may have no end."""
+    client = scope["client"][0] if scope.get("client") else "-"
+    query = scope["query_string"].decode("latin-1")
+    logs.access(client, scope.get("method", "GET"), scope["path"], query, status, size, seconds)
