@@ -24,7 +24,7 @@ variables, and those by flags. JSON has no comments, so the reasons stand here:
 | `proxy_headers` | off: `serving/asgi.py` corrects the client's address, and it also removes a stranger's headers |
 | `timeout_keep_alive` | seconds; must exceed the proxy's idle timeout for upstreams (nginx 60 s) |
 | `timeout_graceful_shutdown` | seconds for requests in flight on SIGTERM; below Compose's `stop_grace_period`; unset waits for ever |
-| `timeout_worker_healthcheck` | seconds in which a worker must boot when SIGHUP replaces it; 5 are too few for a large import |
+| `timeout_worker_healthcheck` | seconds until a worker with a blocked event loop is replaced, and in which a worker must boot on SIGHUP; 5 are too few for a large import |
 
 `workers` is left out: it is computed from the container's limits, one per CPU. Add the key to
 overrule that.
@@ -33,6 +33,7 @@ overrule that.
 import difflib
 import functools
 import importlib
+import inspect
 import json
 import logging
 import multiprocessing
@@ -43,10 +44,9 @@ from typing import Any
 
 import click
 import uvicorn
-from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
 
-from serving import health, settings, sizing
+from asgi_app.supervisor import Supervisor, Worker
+from serving import health, logs, settings, sizing
 
 FILE = Path("uvicorn.json")
 
@@ -56,6 +56,9 @@ TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "float": ((int, float), "a number"),
     "boolean": (bool, "true or false"),
 }
+
+# Click knows the types, but not these bounds.
+BOUNDS = {"port": (0, 65535), "workers": (1, sizing.MAXIMUM)}
 
 
 def defaults(path: Path = FILE) -> dict[str, Any]:
@@ -97,27 +100,18 @@ def check(name: str, option: click.Parameter, value: Any) -> None:
             option.type.convert(item, option, None)
         except click.ClickException as error:
             raise settings.SettingError(f"{name}={item!r}: {error.message}") from error
-    if option.name == "workers" and not 1 <= value <= sizing.MAXIMUM:
-        settings.refuse(name, value, f"a whole number from 1 to {sizing.MAXIMUM}")
-
-
-class Supervisor(Multiprocess):
-    """Uvicorn's parent process, with an exit code when a worker could not start.
-
-    The stock one stops then as well, but exits 0: https://github.com/Kludex/uvicorn/issues/1115
-    """
-
-    def run(self) -> None:
-        """Serve until a signal or a failed start."""
-        super().run()
-        if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
-            sys.exit(STARTUP_FAILURE)
+    least, most = BOUNDS.get(option.name or "", (None, None))
+    if least is not None and not least <= value <= most:
+        settings.refuse(name, value, f"a whole number from {least} to {most}")
 
 
 def load(**options: Any) -> None:
-    """Import the application as Uvicorn does; an application that can not be imported ends the process."""
-    sys.path.insert(0, options.pop("app_dir") or ".")
-    uvicorn.Config(**options).load_app()
+    """Do what each worker does first; what fails here, in an application or an option, ends the process."""
+    sys.path.insert(0, options["app_dir"] or ".")
+    accepted = inspect.signature(uvicorn.Config).parameters
+    headers = [header.split(":", 1) for header in options["headers"]]
+    own = {"workers": 1, "reload": False, "headers": headers}
+    uvicorn.Config(**{name: options[name] for name in options if name in accepted} | own).load()
 
 
 def serve(size: sizing.Sizing, **options: Any) -> None:
@@ -127,16 +121,15 @@ def serve(size: sizing.Sizing, **options: Any) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     workers = options["workers"]
     # Made for its side effect, the log configuration.
-    uvicorn.Config(options["app"], log_config=options["log_config"], log_level=options["log_level"])
+    uvicorn.Config(
+        options["app"], log_config=options["log_config"], log_level=options["log_level"], workers=1
+    )
     reason = size.reason if workers == size.workers else "command line or UVICORN_WORKERS"
     logging.getLogger("uvicorn.error").info("workers=%d (%s)", workers, reason)
     if workers > 1 or options["reload"]:
         # In a process of its own, so that the parent keeps no copy of the application: a worker
         # that fails to import would otherwise be respawned for ever.
-        names = ("app", "factory", "app_dir", "log_config", "log_level")
-        trial = multiprocessing.get_context("spawn").Process(
-            target=load, kwargs={name: options[name] for name in names}
-        )
+        trial = multiprocessing.get_context("spawn").Process(target=load, kwargs=options)
         trial.start()
         trial.join()
         if trial.exitcode:
@@ -149,13 +142,15 @@ def serve(size: sizing.Sizing, **options: Any) -> None:
 def main() -> None:
     """The command line."""
     values = defaults()
-    levels = ("critical", "error", "warning", "info", "debug")
     values["host"] = settings.text("HOST", values.get("host", "127.0.0.1"))
     values["port"] = settings.integer("PORT", values.get("port", 8000), minimum=0, maximum=65535)
-    values["log_level"] = settings.choice("LOG_LEVEL", levels, values.get("log_level", "info"))
+    if settings.text("LOG_LEVEL"):
+        values["log_level"] = settings.choice("LOG_LEVEL", logs.LEVELS, "info")
     size = sizing.workers(workload="asyncio", configured=values.get("workers"))
     values["workers"] = size.workers
-    importlib.import_module("uvicorn.main").Multiprocess = Supervisor  # type: ignore[attr-defined]
+    # Uvicorn takes no supervisor as an option.
+    vars(importlib.import_module("uvicorn.main"))["Multiprocess"] = Supervisor
+    vars(importlib.import_module("uvicorn.supervisors.multiprocess"))["Process"] = Worker
     command = click.Command(
         "asgi_app",
         params=uvicorn.main.params,

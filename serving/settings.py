@@ -80,13 +80,20 @@ def secret(name: str) -> str:
     return value
 
 
+def unset_empty(*names: str) -> None:
+    """Remove those variables that are set to nothing, for a library that would read them."""
+    for name in names:
+        if not text(name):
+            os.environ.pop(name, None)
+
+
 def require_free(host: str, port: int) -> None:
     """Raise SettingError unless a server can listen on `host`:`port` now.
 
     Gunicorn alone would retry for five seconds and then end without the setting's name.
     """
-    if port == 0:
-        return
+    if not 0 <= port <= 65535:
+        refuse("PORT", port, "a whole number from 0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         # As the servers do: an address in TIME_WAIT is free.

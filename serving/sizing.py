@@ -131,9 +131,11 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 def _numbers(path: Path) -> tuple[int, ...]:
     """The file's whole numbers, or () when it is missing or holds anything else ("max")."""
     try:
-        return tuple(int(word) for word in _read(path).split())
+        numbers = tuple(int(word) for word in _read(path).split())
     except ValueError:
         return ()
+    # The kernel's own are 64 bits wide.
+    return numbers if all(abs(number) < 2**63 for number in numbers) else ()
 
 
 def _read(path: Path) -> str:

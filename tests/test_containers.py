@@ -25,11 +25,11 @@ import json, pathlib
 found = []
 for entry in pathlib.Path("/proc").glob("[0-9]*"):
     try:
-        fields = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines())
-        fields["Arguments"] = (entry / "cmdline").read_text().split("\\0")[:-1]
-    except OSError:
+        lines = [line.partition(":") for line in (entry / "status").read_text().splitlines()]
+        arguments = (entry / "cmdline").read_text().split("\\0")[:-1]
+    except OSError:  # ended meanwhile
         continue
-    found.append({name: value.split() if isinstance(value, str) else value for name, value in fields.items()})
+    found.append({name: value.split() for name, _, value in lines} | {"Arguments": arguments})
 print(json.dumps(found))
 """
 WRITE = """
@@ -52,6 +52,7 @@ class Clone(Containers):
         shutil.copytree(ROOT, directory, ignore=HOUSEKEEPING)
         self.files[1] = str(directory / "docker-compose.yml")
         self.directory = directory
+        self.boot: dict[str, str] = {}
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +116,15 @@ def send(stack: Containers, service: str, name: str, *pids: int) -> None:
     stack.exec(service, "python", "-c", program, f"SIG{name}", *map(str, pids))
 
 
-def health(stack: Containers, service: str) -> str:
-    """The engine's opinion."""
-    return stack.inspect(service, "{{.State.Health.Status}}")
-
-
 def becomes(stack: Containers, status: str, *services: str) -> None:
-    """Wait until the engine calls every one of the services `status`."""
+    """Wait until the engine calls every one of the services `status` ("healthy", "unhealthy")."""
     for service in services:
-        poll(lambda name=service: health(stack, name) == status, 30, lambda name=service: stack.log(name))
+        command = ("docker", "inspect", "--format", "{{.State.Health.Status}}", stack.container(service))
+        poll(
+            lambda command=command: run(*command).strip() == status,
+            60,
+            lambda name=service: f"{name} is not {status}\n{stack.log(name)}",
+        )
 
 
 def readiness(stack: Containers, service: str) -> tuple[int, dict]:
@@ -159,9 +160,8 @@ def running(stack: Containers) -> dict[str, list[str]]:
 
 def complaints(log: str) -> list[str]:
     """The lines that an operator would look into."""
-    return [
-        line for line in log.splitlines() if re.search(r"\b(WARN(ING)?|ERROR|CRITICAL)\b|Traceback", line)
-    ]
+    pattern = re.compile(r"\b(WARN(ING)?|ERROR|CRITICAL)\b|Traceback")
+    return [line for line in log.splitlines() if pattern.search(line)]
 
 
 def test_every_process_is_without_privilege(containers: Containers) -> None:
@@ -210,7 +210,7 @@ def test_limits_reach_the_engine(containers: Containers) -> None:
         actual = {name: host[name] for name in ("NanoCpus", "Memory", "PidsLimit", "ReadonlyRootfs")}
         expected = {"NanoCpus": float(limits["cpus"]) * 1e9, "Memory": int(limits["memory"])}
         assert actual == expected | {"PidsLimit": limits["pids"], "ReadonlyRootfs": True}, service
-        assert 0 < host["NanoCpus"] <= 1e9, f"{service}: the defaults start on a machine with one CPU"
+        assert all(value > 0 for value in actual.values()), f"{service}: 0 is no limit: {actual}"
         assert re.fullmatch(r"[1-9]\d*m", host["LogConfig"]["Config"]["max-size"]), service
         assert int(host["LogConfig"]["Config"]["max-file"]) > 1, service
         assert containers.inspect(service, "{{.Config.StopTimeout}}") == "30", service
@@ -265,7 +265,7 @@ def test_a_killed_server_is_restarted(clone: Clone) -> None:
         kill = ("python", "-c", f"import os; os.kill({pid}, 9)")
         run("docker", "run", "--rm", "--pid", "host", "--user", "0", image, *kill)
         poll(
-            lambda service=service: int(clone.inspect(service, "{{.RestartCount}}")) > 0,
+            lambda service=service, ended=pid: clone.inspect(service, "{{.State.Pid}}") not in (ended, "0"),
             log=lambda service=service: clone.log(service),
         )
     becomes(clone, "healthy", *clone.urls)
@@ -280,7 +280,7 @@ def test_stopping_is_quick_and_clean(clone: Clone, limited: Containers) -> None:
         for stack, service in [*((limited, service) for service in PAIR), *((clone, s) for s in clone.urls)]:
             start = time.monotonic()
             assert stack.stop(service) == 0, stack.log(service)
-            assert time.monotonic() - start < 10, f"{service}\n{stack.log(service)}"
+            assert time.monotonic() - start < 15, f"{service}\n{stack.log(service)}"
     finally:
         clone.up()
 
@@ -300,15 +300,18 @@ def test_compose_restart_keeps_the_containers(clone: Clone) -> None:
 def test_a_draining_service_is_unhealthy(clone: Clone) -> None:
     """While the drain file exists a service says why it is not ready, serves on, and heals without it."""
     program = "from serving import health; health.drain_file()."
+    try:
+        for service in clone.urls:
+            clone.exec(service, "python", "-c", program + "touch()")
+            status, document = readiness(clone, service)
+            assert (status, list(document["failed"])) == (503, ["draining"]), service
+            assert answers(clone.urls[service] + "/livez"), service
+            assert answers(clone.urls[service]), service
+        becomes(clone, "unhealthy", *clone.urls)
+    finally:
+        for service in clone.urls:
+            clone.exec(service, "python", "-c", program + "unlink(missing_ok=True)")
     for service in clone.urls:
-        clone.exec(service, "python", "-c", program + "touch()")
-        status, document = readiness(clone, service)
-        assert (status, list(document["failed"])) == (503, ["draining"]), service
-        assert answers(clone.urls[service] + "/livez"), service
-        assert answers(clone.urls[service]), service
-    becomes(clone, "unhealthy", *clone.urls)
-    for service in clone.urls:
-        clone.exec(service, "python", "-c", program + "unlink()")
         assert readiness(clone, service)[0] == 200, service
     becomes(clone, "healthy", *clone.urls)
 
@@ -342,7 +345,7 @@ def test_a_damaged_database_makes_django_unready(clone: Clone) -> None:
         poll(lambda: answers(clone.urls["django"] + "/livez"), log=lambda: clone.log("django"))
         status, document = readiness(clone, "django")
         assert (status, list(document["failed"])) == (503, ["database"]), document
-        assert health(clone, "django") != "healthy"
+        assert clone.inspect("django", "{{.State.Health.Status}}") != "healthy"
         assert answers(clone.urls["django"] + "/livez")
     finally:
         inside(clone, "django", overwrite, header)
@@ -368,10 +371,11 @@ def test_up_without_a_change_changes_nothing(clone: Clone) -> None:
 
 def test_up_serves_edited_code(clone: Clone) -> None:
     """A plain `up` rebuilds what was edited, serves it, and leaves the other services running."""
-    before = running(clone)
+    before, image = running(clone), clone.inspect("flask", "{{.Image}}")
     with (clone.directory / "wsgi_app/flask_site/__init__.py").open("a") as module:
         module.write('\napp.add_url_rule("/edited", view_func=lambda: "edited")\n')
     clone.compose("up", "--detach", "--wait")
     assert httpx2.get(clone.urls["flask"] + "/edited", trust_env=False).text == "edited"
     after = running(clone)
     assert [service for service in after if after[service] != before[service]] == ["flask"]
+    run("docker", "rmi", image)

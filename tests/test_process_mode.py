@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2
 
-from tests.conftest import Processes, free_port, run
+from tests.conftest import Processes, free_port, poll, run
 
 
 def processes_of(directory: Path) -> list[str]:
@@ -77,7 +77,7 @@ def test_down_leaves_nothing_behind_and_an_env_file_moves_a_port(tmp_path: Path)
         assert "DEBUG" in stack.log("flask")
     finally:
         stack.down()
-    assert processes_of(stack.directory) == []
+    poll(lambda: not processes_of(stack.directory))
     assert (stack.directory / ".data/db.sqlite3").exists()
     stack.down()
 
@@ -92,7 +92,7 @@ def test_a_failing_start_is_told_and_leaves_nothing_running(tmp_path: Path) -> N
         stack.environ["FLASK_PORT"] = str(port)
         output = run("make", "up", "RUNTIME=process", cwd=stack.directory, env=stack.environ, expect=2)
     assert f"HOST and PORT='127.0.0.1:{port}': must be free to listen on" in output
-    assert processes_of(stack.directory) == []
+    poll(lambda: not processes_of(stack.directory))
 
 
 def test_a_machine_without_a_fitting_python_is_told_what_to_install(tmp_path: Path) -> None:

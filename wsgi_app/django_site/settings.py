@@ -34,21 +34,26 @@ def generated_secret_key() -> str:
             allowed = f"a writable directory ({error.strerror}), or set DJANGO_SECRET_KEY"
             settings.refuse("DATA_DIR", str(DATA_DIR), allowed)
     try:
-        return path.read_text(encoding="ascii")
+        key = path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
-        settings.refuse("DATA_DIR", str(DATA_DIR), "a directory whose secret_key this user can read")
+        key = ""
+    if not key:
+        settings.refuse(
+            "DATA_DIR", str(DATA_DIR), "a directory whose secret_key this user can read, with a key in it"
+        )
+    return key
 
 
 def database(url: str) -> dict:
     """DATABASES' entry for DATABASE_URL. Raises SettingError without repeating a password."""
-    scheme = url.partition(":")[0]
+    scheme = url.partition(":")[0] + ":" if "://" in url else ""
     try:
         config = dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True)
     except ValueError:
         config = {}
     if config.get("ENGINE") not in ("django.db.backends.postgresql", "django.db.backends.sqlite3"):
         settings.refuse(
-            "DATABASE_URL", f"{scheme}:...", "postgres://USER:PASSWORD@HOST:PORT/NAME or sqlite:///PATH"
+            "DATABASE_URL", f"{scheme}...", "postgres://USER:PASSWORD@HOST:PORT/NAME or sqlite:///PATH"
         )
     if config["ENGINE"].endswith("sqlite3"):
         # Readers do not wait for the writer (WAL); a writer waits up to 5 s for another, and

@@ -1,0 +1,101 @@
+"""Uvicorn's parent process, with what its own lacks (0.54, uvicorn/supervisors/multiprocess.py).
+
+- A worker that could not start makes the parent exit 3; the stock one exits 0.
+- A worker whose event loop is blocked is replaced; the stock check is answered by a thread beside it.
+- The check never waits; the stock one is deaf to signals while a silent worker has time left.
+"""
+
+import asyncio
+import logging
+import sys
+import threading
+from contextlib import suppress
+from socket import socket
+
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.server import Server
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
+
+# Seconds between two rounds of Multiprocess.run.
+ROUND = 0.5
+
+logger = logging.getLogger("uvicorn.error")
+
+
+class ObservedServer(Server):
+    """A server whose event loop others can ask."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket] | None = None) -> None:
+        """Serve, and say on which loop."""
+        self.loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+
+class Worker(Process):
+    """One worker process, seen from both sides."""
+
+    silent = 0  # rounds since the ping that is not answered yet
+
+    @property
+    def server(self) -> ObservedServer:
+        """In the worker: its server."""
+        if not isinstance(self._server, ObservedServer):
+            self._server = ObservedServer(config=self.config)
+        return self._server
+
+    def pong(self) -> None:
+        """In the worker: answer one ping, by way of the event loop once there is one."""
+        self.child_conn.recv()
+        if self.server.loop is not None:
+            answered = threading.Event()
+            with suppress(RuntimeError):  # closed: the worker is about to end
+                self.server.loop.call_soon_threadsafe(answered.set)
+                answered.wait()
+        self.child_conn.send(self.server.started)
+
+    def responsive(self, timeout: float) -> bool:
+        """In the parent, once a round: whether it runs and answered within `timeout` seconds.
+
+        Rounds are counted, not seconds: a paused container must not find its workers too late.
+        """
+        try:
+            if self.silent and self.parent_conn.poll():
+                self.parent_conn.recv()
+                self.silent = 0
+            if not self.silent:
+                self.parent_conn.send(b"ping")
+        except (OSError, EOFError):
+            return False
+        self.silent += 1
+        return self.process.is_alive() and self.silent * ROUND < timeout
+
+
+class Supervisor(Multiprocess):
+    """The parent process."""
+
+    def run(self) -> None:
+        """Serve until a signal or a failed start; SystemExit(3) after the latter."""
+        super().run()
+        if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
+            sys.exit(STARTUP_FAILURE)
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace the workers that ended or do not answer; give up when one could not start."""
+        for index, process in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            if isinstance(process, Worker) and process.responsive(self.config.timeout_worker_healthcheck):
+                continue
+            if process.exitcode is None:
+                logger.error("Worker [%s] does not answer; starting another one", process.pid)
+            process.kill()
+            process.join()
+            if process.exitcode == STARTUP_FAILURE:
+                logger.error("Worker [%s] failed to start", process.pid)
+                self.should_exit.set()
+                return
+            logger.error("Worker [%s] ended with %s", process.pid, process.exitcode)
+            self.processes[index] = Worker(self.config, self.sockets)
+            self.processes[index].start()

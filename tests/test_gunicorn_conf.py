@@ -1,0 +1,145 @@
+"""gunicorn.conf.py alone and with serving/ beside it, under a real master and its workers."""
+
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.conftest import ROOT, Server, answers, poll
+
+APP = """
+import gc, os
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"%d %d" % (os.getpid(), gc.get_freeze_count())]
+"""
+LISTENING = "0A"
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    """A directory with gunicorn.conf.py and an application, nothing else."""
+    shutil.copy(ROOT / "gunicorn.conf.py", tmp_path)
+    (tmp_path / "app.py").write_text(APP)
+    return tmp_path
+
+
+@pytest.fixture
+def together(alone: Path) -> Path:
+    """The same, with serving/ beside them."""
+    (alone / "serving").symlink_to(ROOT / "serving")
+    return alone
+
+
+def workers(server: Server) -> set[int]:
+    """The master's children that have booted: before, they have its signal handlers and lose a SIGTERM."""
+    pid = server.process.pid
+    found = set()
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        try:
+            status = Path(f"/proc/{child}/status").read_text()
+        except OSError:  # ended meanwhile
+            continue
+        caught = int(re.search(r"^SigCgt:\t(\w+)", status, re.MULTILINE)[1], 16)
+        if not caught & 1 << (signal.SIGHUP - 1):
+            found.add(int(child))
+    return found
+
+
+def ask(server: Server) -> tuple[int, int]:
+    """The worker that answered, and how many objects its collector leaves alone."""
+    pid, frozen = httpx2.get(server.url, trust_env=False).raise_for_status().text.split()
+    return int(pid), int(frozen)
+
+
+def open_files(pid: int) -> list[str]:
+    """What the process' descriptors lead to."""
+    targets = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            targets.append(str(descriptor.readlink()))
+        except OSError:  # closed meanwhile
+            continue
+    return targets
+
+
+def sockets(pid: int) -> list[str]:
+    """Kind and state of every socket that the process has open."""
+    found = {}
+    columns = {"tcp": (9, 3), "tcp6": (9, 3), "udp": (9, 3), "udp6": (9, 3), "unix": (6, 5)}
+    for kind, (inode, state) in columns.items():
+        for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]:
+            fields = line.split()
+            found[f"socket:[{fields[inode]}]"] = f"{kind} {fields[state]}"
+    return sorted(found.get(name, name) for name in open_files(pid) if name.startswith("socket:"))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_file_alone_serves(count: int, alone: Path) -> None:
+    """Two workers or WEB_CONCURRENCY's, said in one line, with nothing to complain about."""
+    environ = {"PYTHONPATH": ""} | ({"WEB_CONCURRENCY": str(count)} if count != 2 else {})
+    with Server("gunicorn", "app:app", cwd=alone, **environ) as server:
+        server.wait()
+        poll(lambda: len(workers(server)) == count, log=server.log)
+        assert ask(server)[0] in workers(server)
+        log = server.log()
+        assert len(re.findall(rf"workers={count} \(.*no serving/ beside this file\)", log)) == 1, log
+        assert not re.search("warning|error|critical|traceback", log, re.IGNORECASE), log
+
+
+def test_a_flag_beats_the_variable(together: Path) -> None:
+    """`--workers 3` starts three, whatever WEB_CONCURRENCY says, and the log says where that came from."""
+    with Server("gunicorn", "app:app", "--workers", "3", cwd=together, WEB_CONCURRENCY="2") as server:
+        server.wait()
+        poll(lambda: len(workers(server)) == 3, log=server.log)
+        assert server.log().count("workers=3 (command line)") == 1, server.log()
+
+
+def test_workers_share_a_frozen_heap(together: Path) -> None:
+    """What the master loaded is out of the collectors' reach, so that they do not copy it."""
+    with Server("gunicorn", "app:app", cwd=together, WEB_CONCURRENCY="1") as server:
+        server.wait()
+        assert ask(server)[1] > 1000, server.log()
+
+
+def test_the_master_opens_nothing_that_workers_would_share(tmp_path: Path) -> None:
+    """Loading Django opens no connection and no database; a worker does, at its first query."""
+    database = tmp_path / "db.sqlite3"
+    environ = {"DATABASE_URL": f"sqlite:///{database}", "DATA_DIR": str(tmp_path), "WEB_CONCURRENCY": "1"}
+    with Server("wsgi_app", "wsgi_app.django_site.wsgi", **environ) as server:
+        server.wait()
+        assert not answers(server.url + "/readyz")
+        assert any(str(database) in open_files(pid) for pid in workers(server)), server.log()
+        assert not [name for name in open_files(server.process.pid) if name.startswith(str(database))]
+        assert sockets(server.process.pid) == [f"tcp {LISTENING}"]
+
+
+def test_a_recycled_worker_drops_no_request(together: Path) -> None:
+    """Every twenty requests the worker is replaced, and all of two hundred are answered."""
+    flags = ("--max-requests", "20", "--max-requests-jitter", "0")
+    with Server("gunicorn", "app:app", *flags, cwd=together, WEB_CONCURRENCY="2") as server:
+        server.wait()
+        with httpx2.Client(trust_env=False) as client:  # keeps its connection, as a proxy does
+            responses = [client.get(server.url) for _ in range(200)]
+        assert {response.status_code for response in responses} == {200}
+        pids = {response.text.split()[0] for response in responses}
+        assert len(pids) >= 5, server.log()
+        poll(lambda: len(workers(server)) == 2, log=server.log)
+
+
+def test_a_killed_worker_is_replaced(together: Path) -> None:
+    """The other workers answer meanwhile, and the master forks a new one."""
+    with Server("gunicorn", "app:app", cwd=together, WEB_CONCURRENCY="2") as server:
+        server.wait()
+        before = poll(lambda: len(pids := workers(server)) == 2 and pids, log=server.log)
+        victim = min(before)
+        os.kill(victim, signal.SIGKILL)
+        after = poll(lambda: len(pids := workers(server) - {victim}) == 2 and pids, log=server.log)
+        assert len(before & after) == 1
+        assert {ask(server)[0] for _ in range(20)} <= after, server.log()
+        assert server.process.poll() is None
