@@ -7,7 +7,7 @@ FROM ${PYTHON_IMAGE} AS base
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0 PORT=8000 DATA_DIR=/data
 WORKDIR /app
 
-# pip lives in an environment of its own, so that the images carry none.
+# pip lives in an environment of its own, so that /venv carries none.
 FROM base AS builder
 RUN python -m venv /pip && python -m venv --without-pip /venv
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_REQUIRE_HASHES=1 PIP_PYTHON=/venv/bin/python
@@ -27,7 +27,7 @@ COPY serving serving
 COPY wsgi_app/*.py wsgi_app/
 COPY wsgi_app/django_site wsgi_app/django_site
 # A key for this command alone; the service's own is made at its first start, in /data.
-RUN DJANGO_SECRET_KEY=build python -m wsgi_app.django_site collectstatic --noinput -v 0 && python -m compileall -q .
+RUN DJANGO_SECRET_KEY=build python -m wsgi_app.django_site collectstatic --noinput -v 0 && python -m compileall -q . && chmod -R go=rX .
 
 FROM runtime AS django
 COPY --link --from=django-build /venv /venv
@@ -40,7 +40,7 @@ COPY gunicorn.conf.py ./
 COPY serving serving
 COPY wsgi_app/*.py wsgi_app/
 COPY wsgi_app/flask_site wsgi_app/flask_site
-RUN python -m compileall -q .
+RUN python -m compileall -q . && chmod -R go=rX .
 
 FROM runtime AS flask
 COPY --link --from=flask-build /venv /venv
@@ -52,7 +52,7 @@ RUN --mount=type=cache,target=/root/.cache --mount=source=requirements/fastapi.t
 COPY uvicorn.json ./
 COPY serving serving
 COPY asgi_app asgi_app
-RUN python -m compileall -q .
+RUN python -m compileall -q . && chmod -R go=rX .
 
 FROM runtime AS fastapi
 COPY --link --from=fastapi-build /venv /venv

@@ -141,7 +141,7 @@ class Containers:
         """Build, start and wait; fails with the logs."""
         output = self.compose("up", "--build", "--detach", "--wait", *services, expect=None, **options)
         for service in services or self.urls:
-            if self.inspect(service, "{{.State.Health.Status}}") != "healthy":
+            if self.health(service) != "healthy":
                 pytest.fail(f"{service} is not healthy\n{output}\n{self.log(service)}")
         return output
 
@@ -152,6 +152,11 @@ class Containers:
     def inspect(self, service: str, template: str) -> str:
         """`docker inspect` of the service's container."""
         return run("docker", "inspect", "--format", template, self.container(service)).strip()
+
+    def health(self, service: str) -> str:
+        """What the engine says of the service's health; "" without a container or a check."""
+        template = "{{if .State.Health}}{{.State.Health.Status}}{{end}}"
+        return self.inspect(service, template) if self.container(service) else ""
 
     def exec(self, service: str, *command: str, **options: Any) -> str:
         """The output of a command inside the service's container."""

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,19 +142,18 @@ def test_sqlite_waits_for_its_turn(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of a real PostgreSQL server of this machine's package."""
     found = [Path(shutil.which("initdb") or "/").parent, *Path("/usr/lib/postgresql").glob("*/bin")]
     binaries = next((path for path in reversed(found) if (path / "initdb").exists()), None)
     if binaries is None:
         required = os.environ.get("REQUIRE_DOCKER") == "1"
         (pytest.fail if required else pytest.skip)("no PostgreSQL server on this machine")
-    data = tmp_path_factory.mktemp("postgres")
-    # PostgreSQL refuses to run as root.
-    user = {"user": "nobody", "cwd": "/"} if os.geteuid() == 0 else {}
-    if user:
-        for directory in (data, *data.parents[:2]):
-            directory.chmod(0o755)
+    # Not below pytest's own directory, which only its user may enter.
+    data = Path(tempfile.mkdtemp())
+    user = {}
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        user = {"user": "nobody", "cwd": "/"}
         shutil.chown(data, "nobody")
     run(binaries / "initdb", "--pgdata", data / "db", "--username", "app", "--auth", "trust", **user)
     port = free_port()
@@ -176,6 +176,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.terminate()
         server.wait(30)
         log.close()
+        shutil.rmtree(data)
 
 
 @pytest.mark.usefixtures("_static")

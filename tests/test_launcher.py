@@ -61,18 +61,19 @@ def test_every_key_of_the_file_has_its_reason() -> None:
 def test_a_flag_beats_a_variable_beats_the_file(sources: int, tmp_path: Path) -> None:
     """Flag > UVICORN_* > PORT, LOG_LEVEL, WEB_CONCURRENCY > file, whichever of them are set."""
     ports = [free_port() for _ in range(4)]
-    prepare(tmp_path, port=ports[0], workers=2, log_level="critical")
-    plain = {"PORT": str(ports[1]), "WEB_CONCURRENCY": "1", "LOG_LEVEL": "info"}
-    own = {"UVICORN_PORT": str(ports[2]), "UVICORN_WORKERS": "2", "UVICORN_LOG_LEVEL": "critical"}
-    flags = ("--port", str(ports[3]), "--workers", "1", "--log-level", "info")
+    prepare(tmp_path, port=ports[0], workers=1, log_level="info")
+    plain = {"PORT": str(ports[1]), "WEB_CONCURRENCY": "2", "LOG_LEVEL": "critical"}
+    own = {"UVICORN_PORT": str(ports[2]), "UVICORN_WORKERS": "1", "UVICORN_LOG_LEVEL": "info"}
+    flags = ("--port", str(ports[3]), "--workers", "2", "--log-level", "critical")
     environ = ({"PORT": ""}, plain, plain | own, plain | own)[sources - 1]
     with launch(tmp_path, *(flags if sources == 4 else ()), **environ) as server:
         server.url = f"http://127.0.0.1:{ports[sources - 1]}"
         server.wait()
         pid, _ = ask(server)
-        # The first and the third source ask for two quiet workers, the others for a talkative one.
-        assert (sources in (1, 3)) == (pid != server.process.pid), server.log()
-        assert (sources in (1, 3)) == ("Uvicorn running" not in server.log()), server.log()
+        # The first and the third source ask for one talkative worker, the others for two quiet ones.
+        assert (sources in (1, 3)) == (pid == server.process.pid), server.log()
+        assert (sources in (1, 3)) == ("Uvicorn running" in server.log()), server.log()
+        assert (sources == 1) == ("workers=1 (configuration file)" in server.log()), server.log()
 
 
 @pytest.mark.parametrize(
