@@ -1,5 +1,4 @@
-# docker build --target django|flask|fastapi .   The base image may be a mirror's, or pinned:
-# --build-arg PYTHON_IMAGE=python:3.14-slim@sha256:...
+# docker build --target flask --build-arg PYTHON_IMAGE=python:3.14-slim@sha256:... .
 ARG PYTHON_IMAGE=python:3.14-slim
 
 FROM ${PYTHON_IMAGE} AS base
@@ -13,9 +12,8 @@ RUN python -m venv /pip && python -m venv --without-pip /venv
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_REQUIRE_HASHES=1 PIP_PYTHON=/venv/bin/python
 
 FROM base AS runtime
-# A named volume takes its owner from here; the directory stays empty in the image.
+# A named volume takes its owner from /data; Kubernetes' runAsNonRoot can check only a number.
 RUN install --directory --owner=10001 --group=10001 --mode=0700 /data
-# A number, not a name: Kubernetes' runAsNonRoot can check only a number.
 USER 10001:10001
 ARG VERSION=unreleased
 LABEL org.opencontainers.image.version=${VERSION} org.opencontainers.image.licenses=MIT
@@ -24,37 +22,39 @@ FROM builder AS django-build
 RUN --mount=type=cache,target=/root/.cache --mount=source=requirements/django.txt,target=/lock /pip/bin/pip install -r /lock
 COPY gunicorn.conf.py ./
 COPY serving serving
-COPY wsgi_app/*.py wsgi_app/
 COPY wsgi_app/django_site wsgi_app/django_site
 # A key for this command alone; the service's own is made at its first start, in /data.
 RUN DJANGO_SECRET_KEY=build python -m wsgi_app.django_site collectstatic --noinput -v 0 && python -m compileall -q . && chmod -R go=rX .
-
 FROM runtime AS django
 COPY --link --from=django-build /venv /venv
 COPY --link --from=django-build /app /app
-CMD ["python", "-m", "wsgi_app", "wsgi_app.django_site.wsgi"]
+CMD ["python", "-m", "serving.gunicorn", "wsgi_app.django_site.wsgi"]
 
 FROM builder AS flask-build
 RUN --mount=type=cache,target=/root/.cache --mount=source=requirements/flask.txt,target=/lock /pip/bin/pip install -r /lock
 COPY gunicorn.conf.py ./
 COPY serving serving
-COPY wsgi_app/*.py wsgi_app/
 COPY wsgi_app/flask_site wsgi_app/flask_site
 RUN python -m compileall -q . && chmod -R go=rX .
-
 FROM runtime AS flask
 COPY --link --from=flask-build /venv /venv
 COPY --link --from=flask-build /app /app
-CMD ["python", "-m", "wsgi_app", "wsgi_app.flask_site"]
+CMD ["python", "-m", "serving.gunicorn", "wsgi_app.flask_site"]
 
 FROM builder AS fastapi-build
 RUN --mount=type=cache,target=/root/.cache --mount=source=requirements/fastapi.txt,target=/lock /pip/bin/pip install -r /lock
-COPY uvicorn.json ./
+COPY uvicorn.json gunicorn.conf.py ./
 COPY serving serving
 COPY asgi_app asgi_app
 RUN python -m compileall -q . && chmod -R go=rX .
-
 FROM runtime AS fastapi
 COPY --link --from=fastapi-build /venv /venv
 COPY --link --from=fastapi-build /app /app
 CMD ["python", "-m", "asgi_app"]
+
+FROM builder AS fastapi-hybrid-build
+RUN --mount=type=cache,target=/root/.cache --mount=source=requirements/fastapi-hybrid.txt,target=/lock /pip/bin/pip install -r /lock
+FROM runtime AS fastapi-hybrid
+COPY --link --from=fastapi-hybrid-build /venv /venv
+COPY --link --from=fastapi-build /app /app
+CMD ["python", "-m", "serving.gunicorn", "--worker-class", "asgi_app.worker.Worker", "asgi_app.main:app"]

@@ -55,7 +55,7 @@ help:
 
 # One environment for everything that runs outside containers. A file per purpose marks what
 # is installed; the newest Python wins, and pyenv's and uv's are found without being on PATH.
-GROUPS := django flask fastapi process test lint
+GROUPS := django flask fastapi fastapi-hybrid process test lint
 RESOLVE := --quiet --universal --python-version 3.12 --upgrade --no-header --no-annotate --no-emit-index-url
 
 .venv/up: $(patsubst %,requirements/%.txt,$(filter-out test lint,$(GROUPS)))

@@ -61,7 +61,8 @@ keepalive = 75
 
 # A slow leak never grows old: each worker is replaced after some ten thousand requests, and
 # the jitter keeps them from going all at once.
-max_requests = 10_000
+# Not with an asyncio worker class: those drop the connections that a recycled worker holds.
+max_requests = 0 if os.environ.get("WORKLOAD") == "asyncio" else 10_000
 max_requests_jitter = 1_000
 
 # Whose X-Forwarded-Proto counts. serving/peers.py reads the same variable.
@@ -75,11 +76,14 @@ loglevel = os.environ.get("LOG_LEVEL") or "info"
 
 def on_starting(server):
     """Refuse an occupied port at once, and say how many workers start and why."""
-    # A re-executed master (SIGUSR2) inherits the socket that it would find occupied.
-    if settings and server.cfg.settings["bind"].get() == [bind] and "GUNICORN_PID" not in os.environ:
-        settings.require_free(host, int(port))
-        health.forget_drain()
     count = server.cfg.workers
+    if settings:
+        if not 1 <= count <= sizing.MAXIMUM:
+            settings.refuse("--workers", count, f"a whole number from 1 to {sizing.MAXIMUM}")
+        # A re-executed master (SIGUSR2) inherits the socket that it would find occupied.
+        if server.cfg.settings["bind"].get() == [bind] and "GUNICORN_PID" not in os.environ:
+            settings.require_free(host, int(port))
+        health.forget_drain()
     server.log.info("workers=%d (%s)", count, reason if count == workers else "command line")
 
 

@@ -120,6 +120,8 @@ def serve(size: sizing.Sizing, **options: Any) -> None:
     # Uvicorn raises the signal again after draining; its default action would make the exit code 143.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     workers = options["workers"]
+    if not 1 <= workers <= sizing.MAXIMUM:
+        settings.refuse("--workers", workers, f"a whole number from 1 to {sizing.MAXIMUM}")
     # Made for its side effect, the log configuration.
     uvicorn.Config(
         options["app"], log_config=options["log_config"], log_level=options["log_level"], workers=1

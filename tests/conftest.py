@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -82,7 +83,11 @@ class Server:
                 pytest.fail(f"ended with {self.process.returncode}\n{self.log()}")
             return answers(self.url + path)
 
-        poll(ready, log=self.log)
+        try:
+            poll(ready, log=self.log)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def exit_code(self, seconds: float = 20) -> int:
@@ -195,11 +200,11 @@ class Processes:
         self.directory = directory
         shutil.copytree(ROOT, directory, ignore=HOUSEKEEPING, dirs_exist_ok=True)
         (directory / ".venv").symlink_to(ROOT / ".venv")
-        names = [line.split("=")[0] for line in (ROOT / ".env.example").read_text().splitlines()]
-        ports = {name: str(free_port()) for name in names if name.endswith("_PORT")}
-        self.environ = os.environ | ports
+        config = (ROOT / "deploy/supervisord.conf").read_text()
+        ports = {name: str(free_port()) for name in re.findall(r"^\[program:(\S+)\]$", config, re.MULTILINE)}
+        self.environ = os.environ | {f"{name.upper()}_PORT": port for name, port in ports.items()}
         self.environ.pop("MAKEFLAGS", None)
-        self.urls = {name[:-5].lower(): f"http://127.0.0.1:{port}" for name, port in ports.items()}
+        self.urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
 
     def make(self, *arguments: str, **options: Any) -> str:
         """The output of `make ARGUMENTS RUNTIME=process`."""
@@ -263,7 +268,7 @@ def engine() -> None:
 @pytest.fixture(scope="session")
 def containers(engine: None) -> Iterator[Containers]:
     """Every service in its container; shared, so leave it as it was."""
-    stack = Containers()
+    stack = Containers(COMPOSE_PROFILES="*")
     try:
         stack.up()
         yield stack

@@ -11,9 +11,9 @@ import pytest
 from tests.conftest import ROOT, Containers, Processes, Server, poll
 from tests.test_process_mode import processes_of
 
-SERVERS = {"gunicorn": ("wsgi_app", "wsgi_app.flask_site"), "uvicorn": ("asgi_app",)}
+SERVERS = {"gunicorn": ("serving.gunicorn", "wsgi_app.flask_site"), "uvicorn": ("asgi_app",)}
 DJANGO = {
-    "gunicorn": ("wsgi_app", "wsgi_app.django_site.wsgi"),
+    "gunicorn": ("serving.gunicorn", "wsgi_app.django_site.wsgi"),
     "manage": ("wsgi_app.django_site", "check"),
 }
 
@@ -55,6 +55,15 @@ def test_every_server_refuses(server: str, name: str, value: str, allowed: str) 
     """Both servers answer a wrong variable with the same line, and without a trace."""
     line = refusal(*SERVERS[server], **{name: value})
     assert line.startswith(f"{name}={value!r}: must be {allowed}")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("count", ["0", "513"])
+def test_a_flag_for_too_many_or_no_workers_is_refused(server: str, count: str) -> None:
+    """No server listens without anybody to answer, and a typing error starts no thousand processes."""
+    # The impossible port keeps a server that forgot the bound from starting them.
+    line = refusal(*SERVERS[server], "--workers", count, HOST="256.0.0.1")
+    assert line.startswith(f"--workers={count}: must be a whole number from 1 to 512")
 
 
 @pytest.mark.parametrize("command", [*SERVERS.values(), DJANGO["gunicorn"]], ids=" ".join)

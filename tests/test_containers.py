@@ -135,10 +135,12 @@ def readiness(stack: Containers, service: str) -> tuple[int, dict]:
 
 def assert_workers(stack: Containers, service: str) -> None:
     """The service has the workers that the documented formula gives for its limits, and says so."""
-    limits = stack.config()["services"][service]["deploy"]["resources"]["limits"]
-    gunicorn = server(stack, service) == "wsgi_app"
+    definition = stack.config()["services"][service]
+    limits = definition["deploy"]["resources"]["limits"]
+    gunicorn = server(stack, service) == "serving.gunicorn"
+    asyncio = not gunicorn or definition["environment"].get("WORKLOAD") == "asyncio"
     fitting = int(limits["memory"]) // (128 * MEBIBYTE)
-    expected = max(1, min(ceil((2 if gunicorn else 1) * float(limits["cpus"])), fitting))
+    expected = max(1, min(ceil((1 if asyncio else 2) * float(limits["cpus"])), fitting))
     # Uvicorn with one worker is that worker; Gunicorn's first process never serves.
     supervised = expected if gunicorn or expected > 1 else 0
     poll(lambda: len(children(stack, service)) == supervised, log=lambda: f"{limits}\n{stack.log(service)}")
@@ -189,7 +191,7 @@ def test_pid_1_is_the_server(containers: Containers) -> None:
         arguments = processes(containers, service)[0]["Arguments"]
         assert Path(arguments[0]).name.startswith("python"), service
         assert arguments[1] == "-m", service
-        assert arguments[2] in ("wsgi_app", "asgi_app"), service
+        assert arguments[2] in ("serving.gunicorn", "asgi_app"), service
 
 
 def test_ports_are_published_on_loopback_only(containers: Containers) -> None:
@@ -230,8 +232,9 @@ def test_workers_at_the_default_limits(containers: Containers) -> None:
     """Every service has the promised number of workers, and Gunicorn's are threaded ones."""
     for service in containers.urls:
         assert_workers(containers, service)
-        if server(containers, service) == "wsgi_app":
-            assert "Using worker: gthread" in containers.log(service), service
+        if server(containers, service) == "serving.gunicorn":
+            wanted = "asgi_app.worker.Worker" if "hybrid" in service else "gthread"
+            assert f"Using worker: {wanted}" in containers.log(service), service
 
 
 @pytest.mark.parametrize(("cpus", "memory"), [("0.5", "512m"), ("2", "160m"), ("2", "512m")])
@@ -358,7 +361,7 @@ def test_the_environment_file_counts(clone: Clone) -> None:
     for service in clone.urls:
         assert answers(clone.urls[service]), clone.boot[service]
         assert clone.inspect(service, "{{.HostConfig.Memory}}") == str(640 * MEBIBYTE), service
-        if server(clone, service) == "wsgi_app":
+        if server(clone, service) == "serving.gunicorn":
             assert "workers=3 (cpu: 2 x 1 CPU + 1 = 3" in clone.boot[service], clone.boot[service]
 
 

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import ROOT, Server, free_port, poll, run
 
 MANAGE = (sys.executable, "-m", "wsgi_app.django_site")
-GUNICORN = ("wsgi_app", "wsgi_app.django_site.wsgi")
+GUNICORN = ("serving.gunicorn", "wsgi_app.django_site.wsgi")
 
 
 def environ(data: Path, **more: str) -> dict[str, str]:

@@ -54,6 +54,16 @@ def test_a_stop_finishes_the_request_in_flight_and_exits_0(
     stack: Containers | Processes, service: str
 ) -> None:
     """A body that arrives only after the stop began is still answered; then the server is gone."""
+    assert_stop_finishes(stack, service)
+
+
+def test_a_stop_of_the_hybrid_finishes_the_request_in_flight(containers: Containers) -> None:
+    """Gunicorn passes the stop on to Uvicorn's workers, with the same outcome."""
+    assert_stop_finishes(containers, "fastapi-hybrid")
+
+
+def assert_stop_finishes(stack: Containers | Processes, service: str) -> None:
+    """Begin a request, stop the service, end the request."""
     path, kind, body, cookie = arguments(stack, service)
     before = len(STOPPING.findall(stack.log(service)))
     codes: list[int] = []
@@ -80,16 +90,17 @@ def test_a_stop_finishes_the_request_in_flight_and_exits_0(
 
 def test_a_stop_closes_websockets_with_1012(stack: Containers | Processes) -> None:
     """The code says "service restart", so that a client knows to come back."""
-    try:
-        with connect(stack.urls["fastapi"].replace("http", "ws") + "/ws") as client:
-            client.send("here")
-            assert client.recv(timeout=10) == "here"
-            stop = threading.Thread(target=stack.stop, args=["fastapi"])
-            stop.start()
-            with pytest.raises(ConnectionClosed) as closed:
-                client.recv(timeout=20)
-            stop.join(40)
-        assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == 1012
-    finally:
-        stack.start("fastapi")
+    for service in [name for name in stack.urls if name.startswith("fastapi")]:
+        try:
+            with connect(stack.urls[service].replace("http", "ws") + "/ws") as client:
+                client.send("here")
+                assert client.recv(timeout=10) == "here"
+                stop = threading.Thread(target=stack.stop, args=[service])
+                stop.start()
+                with pytest.raises(ConnectionClosed) as closed:
+                    client.recv(timeout=20)
+                stop.join(40)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1012, service
+        finally:
+            stack.start(service)

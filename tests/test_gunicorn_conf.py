@@ -113,7 +113,7 @@ def test_the_master_opens_nothing_that_workers_would_share(tmp_path: Path) -> No
     """Loading Django opens no connection and no database; a worker does, at its first query."""
     database = tmp_path / "db.sqlite3"
     environ = {"DATABASE_URL": f"sqlite:///{database}", "DATA_DIR": str(tmp_path), "WEB_CONCURRENCY": "1"}
-    with Server("wsgi_app", "wsgi_app.django_site.wsgi", **environ) as server:
+    with Server("serving.gunicorn", "wsgi_app.django_site.wsgi", **environ) as server:
         server.wait()
         assert not answers(server.url + "/readyz")
         assert any(str(database) in open_files(pid) for pid in workers(server)), server.log()

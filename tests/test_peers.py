@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import Containers, Server, poll
 
-APPS = {"flask": ("wsgi_app", "wsgi_app.flask_site"), "fastapi": ("asgi_app",)}
+APPS = {"flask": ("serving.gunicorn", "wsgi_app.flask_site"), "fastapi": ("asgi_app",)}
 FORGED = {
     "X-Forwarded-For": "198.51.100.66",
     "X-Forwarded-Proto": "https",

@@ -125,7 +125,7 @@ def test_the_environment_is_built_from_the_lock_alone(tmp_path: Path) -> None:
     installed = {line.lower().replace("_", "-") for line in freeze.split()}
     locked = {
         (f"{name}=={version}", condition)
-        for group in ("django", "flask", "fastapi", "process")
+        for group in ("django", "flask", "fastapi", "fastapi-hybrid", "process")
         for name, version, condition in re.findall(
             r"^([\w.-]+)(?:\[\w+\])?==(\S+)( ;.*)? \\$",
             (stack.directory / f"requirements/{group}.txt").read_text(),

@@ -47,7 +47,8 @@ def test_the_copied_env_example_changes_nothing(containers: Containers) -> None:
 def test_the_table_names_every_service_and_its_port(containers: Containers) -> None:
     """README and docker-compose.yml agree on names and default ports."""
     rows = dict(re.findall(r"^\| `([\w-]+)` \|.*<(http://[\d.:]+)>", README, re.MULTILINE))
-    config = json.loads(run("docker", "compose", "--env-file", "/dev/null", "config", "--format", "json"))
+    command = ("docker", "compose", "--profile", "*", "--env-file", "/dev/null", "config", "--format", "json")
+    config = json.loads(run(*command))
     ports = {
         name: f"http://{port['host_ip']}:{port['published']}"
         for name, service in config["services"].items()

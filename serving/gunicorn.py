@@ -1,4 +1,4 @@
-"""`python -m wsgi_app MODULE [OPTION ...]`: Gunicorn's own command line, settings checked first.
+"""`python -m serving.gunicorn MODULE [OPTION ...]`: Gunicorn's own command line, settings checked first.
 
 Gunicorn reads these two variables while it is imported, before any configuration file, and
 answers a wrong WEB_CONCURRENCY with a traceback (gunicorn/config.py, class Workers).
@@ -12,4 +12,5 @@ settings.unset_empty("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT")
 
 from gunicorn.app.wsgiapp import run  # noqa: E402  only now, see above
 
-run("python -m wsgi_app")
+if __name__ == "__main__":
+    run("python -m serving.gunicorn")

@@ -1,1 +1,0 @@
-"""The WSGI applications: django_site and flask_site."""
