@@ -25,10 +25,14 @@ logs: logs-$(RUNTIME) ## Follow the logs
 manage: manage-$(RUNTIME) ## Run a Django command: make manage ARGS=createsuperuser
 
 ##@ Check
-.PHONY: test lint
+.PHONY: test bench lint
 T ?= tests
 test: .venv/test ## Run the tests, or some of them: make test T=tests/test_smoke.py
 	.venv/bin/pytest $(T)
+
+bench: .venv/bench ## Measure every server mode side by side, ten minutes; QUICK=1: two
+	@command -v wrk >/dev/null || { echo "wrk not found: apt install wrk, or brew install wrk" >&2; exit 1; }
+	.venv/bin/python -m bench $(if $(QUICK),--quick)
 
 lint: .venv/test .venv/lint ## Run the linters and the type checker
 	.venv/bin/ruff format --check
@@ -55,13 +59,14 @@ help:
 
 # One environment for everything that runs outside containers. A file per purpose marks what
 # is installed; the newest Python wins, and pyenv's and uv's are found without being on PATH.
-GROUPS := django flask fastapi fastapi-hybrid process test lint
+GROUPS := django flask fastapi fastapi-hybrid process test bench lint
 RESOLVE := --quiet --universal --python-version 3.12 --upgrade --no-header --no-annotate --no-emit-index-url
 
-.venv/up: $(patsubst %,requirements/%.txt,$(filter-out test lint,$(GROUPS)))
-.venv/test: .venv/up requirements/test.txt
+.venv/up: $(patsubst %,requirements/%.txt,$(filter-out test bench lint,$(GROUPS)))
+.venv/bench: .venv/up requirements/bench.txt
+.venv/test: .venv/bench requirements/test.txt
 .venv/lint: requirements/lint.txt
-.venv/up .venv/test .venv/lint: | .venv/bin/python
+.venv/up .venv/bench .venv/test .venv/lint: | .venv/bin/python
 	@echo "Installing $(filter %.txt,$^)"
 	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes $(patsubst %,-r %,$(filter %.txt,$^))
 	@touch $@

@@ -45,7 +45,7 @@ from typing import Any
 import click
 import uvicorn
 
-from asgi_app.supervisor import Supervisor, Worker
+from asgi_app.supervisor import ObservedServer, Supervisor, Worker
 from serving import health, logs, settings, sizing
 
 FILE = Path("uvicorn.json")
@@ -151,7 +151,7 @@ def main() -> None:
     size = sizing.workers(workload="asyncio", configured=values.get("workers"))
     values["workers"] = size.workers
     # Uvicorn takes no supervisor as an option.
-    vars(importlib.import_module("uvicorn.main"))["Multiprocess"] = Supervisor
+    vars(importlib.import_module("uvicorn.main")).update(Multiprocess=Supervisor, Server=ObservedServer)
     vars(importlib.import_module("uvicorn.supervisors.multiprocess"))["Process"] = Worker
     command = click.Command(
         "asgi_app",

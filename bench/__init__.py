@@ -1,0 +1,1 @@
+"""Measure the server modes side by side: `make bench`."""

@@ -1,0 +1,128 @@
+"""The modes of modes.toml, each of which can be started as it is typed."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.request import urlopen
+
+ROOT = Path(__file__).parent.parent
+SECONDS_TO_START = 30
+SECONDS_TO_STOP = 40
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers: where, and its first process."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def tree(self) -> list[int]:
+        """The ids of all its processes, the first one first."""
+        found = [self.process.pid]
+        for pid in found:
+            for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += [int(child) for child in thread.read_text().split()]
+        return found
+
+    def memory(self) -> int:
+        """Bytes that it occupies: the proportional set sizes (PSS) of all its processes."""
+        total = 0
+        for pid in self.tree():
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+        return total
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One entry of modes.toml."""
+
+    name: str
+    app: str
+    kind: str
+    command: str
+    equal: str = ""
+    needs: str = ""
+    environ: dict[str, str] = field(default_factory=dict)
+    file: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> str:
+        """The module that has to be installed first, or ""."""
+        return self.needs if self.needs and find_spec(self.needs) is None else ""
+
+    @contextmanager
+    def running(self, *flags: str, equal: bool = True) -> Iterator[Running]:
+        """Start it on a free port of 127.0.0.1, and stop it; `equal` gives it an access log like ours."""
+        port = _free_port()
+        line = self.command.format(app=APPS[self.app], port=port)
+        words = shlex.split(line + (f" {self.equal}" if equal else "")) + list(flags)
+        if words[0] == "python":
+            words[0] = sys.executable
+        ours = self.kind in ("recommended", "alternative")
+        with tempfile.TemporaryDirectory() as scratch:
+            directory = ROOT if ours else Path(scratch)
+            if self.file:
+                (directory / self.file["name"]).write_text(self.file["text"])
+            own = {
+                # Both servers' own variables, so that a command that names no port is typed as it is.
+                "PORT": str(port),
+                "UVICORN_PORT": str(port),
+                "PYTHONPATH": str(ROOT),
+                "DRAIN_FILE": f"{scratch}/draining",
+                "DJANGO_SECRET_KEY": "of a measurement",
+            }
+            # Copied commands write the access line of their server, not ours as well.
+            own |= self.environ if ours else {"LOG_LEVEL": "warning"}
+            log = Path(scratch) / "log"
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    words, cwd=directory, env=os.environ | own, stdout=output, stderr=subprocess.STDOUT
+                )
+            try:
+                _wait(f"http://127.0.0.1:{port}/livez", process, log)
+                yield Running(f"http://127.0.0.1:{port}", process, log)
+            finally:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(SECONDS_TO_STOP)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + SECONDS_TO_START
+    while True:
+        try:
+            with urlopen(url, timeout=1):
+                return
+        except (OSError, HTTPException) as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{url} does not answer\n{log.read_text()}") from error
+            time.sleep(0.05)
+
+
+_CONTENT = tomllib.loads((Path(__file__).parent / "modes.toml").read_text())
+APPS: dict[str, str] = _CONTENT["apps"]
+MODES = [Mode(**entry) for entry in _CONTENT["mode"]]

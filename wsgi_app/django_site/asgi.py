@@ -1,0 +1,13 @@
+"""The ASGI application, for a site whose views wait on many things at once: see bench/ first."""
+
+import os
+
+from asgiref.sync import sync_to_async
+from django.core.asgi import get_asgi_application
+
+from serving.asgi import Service
+from wsgi_app.django_site.apps import database
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "wsgi_app.django_site.settings")
+
+application = Service(get_asgi_application(), checks={"database": sync_to_async(database)})
