@@ -84,7 +84,7 @@ RESOLVE := --quiet --universal --python-version 3.12 --upgrade --no-header --no-
 .PHONY: up-docker down-docker logs-docker manage-docker
 up-docker:
 	@echo "Running containers: $(WHY)."
-	@docker compose up --build --quiet-build --detach --wait --remove-orphans || { docker compose logs --tail 20; exit 1; }
+	@docker compose up --build --detach --wait --remove-orphans || { docker compose logs --tail 20; exit 1; }
 	@docker compose ps --format '{{.Service}}{{range .Publishers}} http://{{.URL}}:{{.PublishedPort}}{{end}}'
 
 down-docker:

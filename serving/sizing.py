@@ -86,7 +86,7 @@ def workers(*, workload: str | None = None, configured: int | None = None) -> Si
     if configured:
         return Sizing(configured, "configuration file")
     name = settings.choice("WORKLOAD", tuple(FORMULAS), "mixed")
-    # A worker of the three applications here takes 25 to 60 MiB (PSS); a grown one, more.
+    # A worker of the applications here takes 19 to 46 MiB at rest (PSS); a grown one, more.
     memory = settings.integer("WORKER_MEMORY_MB", 128, minimum=16, maximum=1_048_576) or 128
     return plan(workload or name, limits(), memory * MEBIBYTE)
 

@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from bench import report
-from bench.modes import MODES, ROOT, Mode
+from bench.modes import MODES, ROOT, SECONDS_TO_STOP, Mode
 from tests.conftest import poll, run
 
 INSTALLED = [mode for mode in MODES if not mode.missing]
@@ -47,7 +47,7 @@ def test_every_mode_serves_as_it_is_typed(mode: Mode) -> None:
         assert httpx2.get(server.url + "/").status_code == 200, server.log.read_text()
         tree = server.tree()
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(30) in (0, -signal.SIGTERM), server.log.read_text()
+        assert server.process.wait(SECONDS_TO_STOP) in (0, -signal.SIGTERM), server.log.read_text()
     poll(lambda: not [pid for pid in tree if Path(f"/proc/{pid}").exists()])
 
 
