@@ -9,7 +9,7 @@ WORKDIR /app
 # pip lives in an environment of its own, so that /venv carries none.
 FROM base AS builder
 RUN python -m venv /pip && python -m venv --without-pip /venv
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_REQUIRE_HASHES=1 PIP_PYTHON=/venv/bin/python
+ENV PIP_CACHE_DIR=/cache PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_REQUIRE_HASHES=1 PIP_PYTHON=/venv/bin/python
 
 FROM base AS runtime
 # A named volume takes its owner from /data; Kubernetes' runAsNonRoot can check only a number.
@@ -19,7 +19,7 @@ ARG VERSION=unreleased
 LABEL org.opencontainers.image.version=${VERSION} org.opencontainers.image.licenses=MIT
 
 FROM builder AS django-build
-RUN --mount=type=cache,target=/root/.cache --mount=source=requirements/django.txt,target=/lock /pip/bin/pip install -r /lock
+RUN --mount=type=cache,target=/cache --mount=source=requirements/django.txt,target=/lock /pip/bin/pip install -r /lock
 COPY gunicorn.conf.py ./
 COPY serving serving
 COPY wsgi_app/django_site wsgi_app/django_site
@@ -31,7 +31,7 @@ COPY --link --from=django-build /app /app
 CMD ["python", "-m", "serving.gunicorn", "wsgi_app.django_site.wsgi"]
 
 FROM builder AS flask-build
-RUN --mount=type=cache,target=/root/.cache --mount=source=requirements/flask.txt,target=/lock /pip/bin/pip install -r /lock
+RUN --mount=type=cache,target=/cache --mount=source=requirements/flask.txt,target=/lock /pip/bin/pip install -r /lock
 COPY gunicorn.conf.py ./
 COPY serving serving
 COPY wsgi_app/flask_site wsgi_app/flask_site
@@ -42,7 +42,7 @@ COPY --link --from=flask-build /app /app
 CMD ["python", "-m", "serving.gunicorn", "wsgi_app.flask_site"]
 
 FROM builder AS fastapi-build
-RUN --mount=type=cache,target=/root/.cache --mount=source=requirements/fastapi.txt,target=/lock /pip/bin/pip install -r /lock
+RUN --mount=type=cache,target=/cache --mount=source=requirements/fastapi.txt,target=/lock /pip/bin/pip install -r /lock
 COPY uvicorn.json gunicorn.conf.py ./
 COPY serving serving
 COPY asgi_app asgi_app
@@ -53,7 +53,7 @@ COPY --link --from=fastapi-build /app /app
 CMD ["python", "-m", "asgi_app"]
 
 FROM builder AS fastapi-hybrid-build
-RUN --mount=type=cache,target=/root/.cache --mount=source=requirements/fastapi-hybrid.txt,target=/lock /pip/bin/pip install -r /lock
+RUN --mount=type=cache,target=/cache --mount=source=requirements/fastapi-hybrid.txt,target=/lock /pip/bin/pip install -r /lock
 FROM runtime AS fastapi-hybrid
 COPY --link --from=fastapi-hybrid-build /venv /venv
 COPY --link --from=fastapi-build /app /app
