@@ -10,7 +10,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -35,7 +35,8 @@ class Running:
         found = [self.process.pid]
         for pid in found:
             for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += [int(child) for child in thread.read_text().split()]
+                with suppress(OSError):  # ended meanwhile
+                    found += [int(child) for child in thread.read_text().split()]
         return found
 
     def memory(self) -> int:
@@ -98,11 +99,15 @@ class Mode:
                 _wait(f"http://127.0.0.1:{port}/livez", process, log)
                 yield Running(f"http://127.0.0.1:{port}", process, log)
             finally:
+                tree = Running("", process, log).tree() if process.poll() is None else []
                 process.send_signal(signal.SIGTERM)
                 try:
                     process.wait(SECONDS_TO_STOP)
                 except subprocess.TimeoutExpired:
-                    process.kill()
+                    for pid in reversed(tree):
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+                    process.wait()
 
 
 def _free_port() -> int:
