@@ -138,7 +138,7 @@ def serve(size: sizing.Sizing, **options: Any) -> None:
             sys.exit(trial.exitcode)
     if not options["uds"] and options["fd"] is None:
         settings.require_free(options["host"], options["port"])
-    uvicorn.main.callback(**options)  # type: ignore[misc]
+    uvicorn.main.callback(**options)  # type: ignore[misc]  # click types it as optional
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """The files agree with each other: deployments break between files, not within one."""
 
 import json
-import os
 import re
 import runpy
 import shutil
@@ -9,11 +8,10 @@ import subprocess
 import tomllib
 from functools import cache
 
-import pytest
 from dotenv import dotenv_values
 
 from serving import health
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, lacking, run
 
 MEBIBYTE = 1024 * 1024
 
@@ -26,8 +24,7 @@ def compose() -> dict:
         not program
         or subprocess.run([program, "compose", "version"], capture_output=True, check=False).returncode
     ):
-        reason = "no Docker Compose to resolve docker-compose.yml with"
-        (pytest.fail if os.environ.get("REQUIRE_DOCKER") == "1" else pytest.skip)(reason)
+        lacking("no Docker Compose to resolve docker-compose.yml with")
     command = ("docker", "compose", "--profile", "*", "--env-file", "/dev/null", "config", "--format", "json")
     return json.loads(run(*command))
 

@@ -1,7 +1,6 @@
 """Every server mode starts as it is typed, serves, and stops; what differs is pinned down."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -17,7 +16,7 @@ from websockets.sync.client import connect
 
 from bench import report
 from bench.modes import MODES, ROOT, SECONDS_TO_STOP, Mode
-from tests.conftest import poll, run
+from tests.conftest import lacking, poll, run
 
 INSTALLED = [mode for mode in MODES if not mode.missing]
 ASGI = [mode for mode in INSTALLED if mode.app == "fastapi"]
@@ -87,9 +86,10 @@ def test_every_asgi_mode_of_ours_waits_on_many_at_once(mode: Mode) -> None:
     assert slowest < 8, f"{slowest} s"
 
 
-@pytest.mark.skipif(not shutil.which("wrk") and os.environ.get("REQUIRE_DOCKER") != "1", reason="no wrk")
 def test_the_benchmark_measures_and_draws() -> None:
     """`make bench` for one mode: a row without errors, a JSON file and a picture."""
+    if not shutil.which("wrk"):
+        lacking("no wrk on this machine")
     output = run(sys.executable, "-m", "bench", "--quick", "--only", "^flask gthread$")
     assert re.search(r"^\| \*\*flask gthread\*\* \| \d+ .*\| 0 \|$", output, re.MULTILINE), output
     written = re.search(r"^written: (\S+)/modes.json", output, re.MULTILINE)
