@@ -25,8 +25,8 @@ port = (
 bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 # Threads, not the default sync worker: a sync worker answers one client at a time, and a
-# kept-alive or slow connection occupies it whole.
-worker_class = "gthread"
+# kept-alive or slow connection occupies it whole. Ours shares a burst of connections as well.
+worker_class = "serving.gthread.Worker" if settings else "gthread"
 
 # Processes for the CPUs, threads for the waiting on databases and networks. With 8 of them,
 # which fight for the interpreter's lock, the 99th percentile of Flask under load (2 workers,
@@ -100,6 +100,11 @@ if settings:
 
     class Logger(gunicorn.glogging.Logger):
         """Gunicorn's logger, with an access line at a third of the cost and none for probes."""
+
+        @property
+        def access_log_enabled(self):
+            """Off under `asgi`, where serving/asgi.py writes the line."""
+            return self.cfg.worker_class_str != "asgi"
 
         def access(self, resp, req, environ, request_time):
             """Write one line through serving/logs.py."""

@@ -5,7 +5,7 @@ whoever connects. Here the peer's own address decides, for WSGI and ASGI alike.
 """
 
 import re
-import uuid
+import secrets
 from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import lru_cache
@@ -78,4 +78,4 @@ def trusted() -> Trusted:
 
 def new_request_id(candidate: str | None) -> str:
     """The proxy's X-Request-ID when it is well-formed, else a new one (32 hexadecimal digits)."""
-    return candidate if candidate and _WELL_FORMED.fullmatch(candidate) else uuid.uuid4().hex
+    return candidate if candidate and _WELL_FORMED.fullmatch(candidate) else secrets.token_hex(16)

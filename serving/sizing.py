@@ -16,7 +16,7 @@ from serving import settings
 MEBIBYTE = 1024 * 1024
 
 # Workload -> (workers per CPU, workers on top).
-FORMULAS = {"mixed": (2, 0), "cpu": (2, 1), "io": (4, 1), "asyncio": (1, 0)}
+FORMULAS = {"mixed": (1, 1), "cpu": (2, 1), "io": (4, 1), "asyncio": (1, 0)}
 
 # With neither a CPU nor a memory limit, an 80-core node would start 160 workers.
 UNLIMITED_CAP = 12

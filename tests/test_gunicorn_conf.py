@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import signal
+import socket
+from collections import Counter
 from pathlib import Path
 
 import httpx2
@@ -145,3 +147,27 @@ def test_a_killed_worker_is_replaced(together: Path) -> None:
         assert len(before & after) == 1
         assert {ask(server)[0] for _ in range(20)} <= after, server.log()
         assert server.process.poll() is None
+
+
+def test_a_burst_of_connections_is_shared(together: Path) -> None:
+    """Of 64 connections that open at once and stay open, each of two workers holds a fair part."""
+    busy = APP.replace("    start", "    sum(range(20_000))\n    start")
+    (together / "app.py").write_text(
+        busy.replace('"text/plain")', '"text/plain"), ("X-Worker", str(os.getpid()))')
+    )
+    with Server("gunicorn", "app:app", cwd=together, WEB_CONCURRENCY="2") as server:
+        poll(lambda: len(workers(server)) == 2, log=server.log)
+        shares = []
+        for _ in range(3):
+            burst = [socket.socket() for _ in range(64)]
+            for connection in burst:
+                connection.settimeout(20)
+                connection.connect(("127.0.0.1", server.port))
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answered = Counter(
+                re.search(rb"X-Worker: (\d+)", connection.recv(4096))[1] for connection in burst
+            )
+            shares.append(min(answered.values()) if len(answered) == 2 else 0)
+            for connection in burst:
+                connection.close()
+    assert sorted(shares)[1] >= 16, shares

@@ -43,14 +43,14 @@ def write(root: Path, files: dict[str, str | bytes]) -> Path:
 @pytest.mark.parametrize(
     ("workload", "expected"),
     [
-        ("mixed", (1, 2, 3, 4, 8)),
+        ("mixed", (2, 2, 3, 3, 5)),
         ("cpu", (2, 3, 4, 5, 9)),
         ("io", (3, 5, 7, 9, 17)),
         ("asyncio", (1, 1, 2, 2, 4)),
     ],
 )
 def test_each_workload_has_its_formula(workload: str, expected: tuple[int, ...]) -> None:
-    """2n, 2n+1, 4n+1 and n workers, a fraction rounded up."""
+    """n+1, 2n+1, 4n+1 and n workers, a fraction rounded up."""
     cpus = (0.5, 1, 1.5, 2, 4)
     assert expected == tuple(plan(workload, Limits(n, None, True), MEMORY).workers for n in cpus)
 
@@ -75,7 +75,7 @@ def test_memory_binds_and_a_cap_stands_in_for_a_missing_limit(expected: int, lim
 
 def test_the_reason_shows_the_arithmetic() -> None:
     """Whoever reads the log can check the number."""
-    expected = "mixed: 2 x 1.5 CPU + 0 = 3, memory 256 / 128 MiB = 2"
+    expected = "mixed: 1 x 1.5 CPU + 1 = 3, memory 256 / 128 MiB = 2"
     assert sizing.Sizing(2, expected) == plan("mixed", Limits(1.5, 256 * MEBIBYTE, True), MEMORY)
 
 
