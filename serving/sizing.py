@@ -15,8 +15,9 @@ from serving import settings
 
 MEBIBYTE = 1024 * 1024
 
-# Workload -> (workers per CPU, workers on top).
-FORMULAS = {"mixed": (1, 1), "cpu": (2, 1), "io": (4, 1), "asyncio": (1, 0)}
+# Workload -> (workers per CPU, workers on top). 2n for mixed and 2n+1 for cpu brought nothing over
+# n+1 but memory (docs/choosing.md).
+FORMULAS = {"mixed": (1, 1), "cpu": (1, 1), "io": (4, 1), "asyncio": (1, 0)}
 
 # With neither a CPU nor a memory limit, an 80-core node would start 160 workers.
 UNLIMITED_CAP = 12

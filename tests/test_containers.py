@@ -62,7 +62,7 @@ def clone(containers: Containers, tmp_path_factory: pytest.TempPathFactory) -> I
     quick = {"healthcheck": {"interval": "1s", "timeout": "2s", "retries": 2}}
     (directory / "quick.yml").write_text(json.dumps({"services": dict.fromkeys(containers.urls, quick)}))
     stack = Clone(directory / "repository", directory / "quick.yml")
-    (stack.directory / ".env").write_text("PORT=9999\nWORKLOAD=cpu\nMEMORY=640m\n")
+    (stack.directory / ".env").write_text("PORT=9999\nWORKLOAD=io\nMEMORY=640m\n")
     try:
         stack.up()
         stack.boot = {service: stack.log(service) for service in stack.services}
@@ -140,7 +140,7 @@ def assert_workers(stack: Containers, service: str) -> None:
     gunicorn = server(stack, service) == "serving.gunicorn"
     asyncio = not gunicorn or definition["environment"].get("WORKLOAD") == "asyncio"
     fitting = int(limits["memory"]) // (128 * MEBIBYTE)
-    expected = max(1, min(ceil((1 if asyncio else 2) * float(limits["cpus"])), fitting))
+    expected = max(1, min(ceil(float(limits["cpus"]) + (0 if asyncio else 1)), fitting))
     # Uvicorn with one worker is that worker; Gunicorn's first process never serves.
     supervised = expected if gunicorn or expected > 1 else 0
     poll(lambda: len(children(stack, service)) == supervised, log=lambda: f"{limits}\n{stack.log(service)}")
@@ -233,7 +233,7 @@ def test_workers_at_the_default_limits(containers: Containers) -> None:
     for service in containers.urls:
         assert_workers(containers, service)
         if server(containers, service) == "serving.gunicorn":
-            wanted = "asgi_app.worker.Worker" if "hybrid" in service else "gthread"
+            wanted = "asgi_app.worker.Worker" if "hybrid" in service else "serving.gthread.Worker"
             assert f"Using worker: {wanted}" in containers.log(service), service
 
 
@@ -362,7 +362,7 @@ def test_the_environment_file_counts(clone: Clone) -> None:
         assert answers(clone.urls[service]), clone.boot[service]
         assert clone.inspect(service, "{{.HostConfig.Memory}}") == str(640 * MEBIBYTE), service
         if server(clone, service) == "serving.gunicorn":
-            assert "workers=3 (cpu: 2 x 1 CPU + 1 = 3" in clone.boot[service], clone.boot[service]
+            assert "workers=5 (io: 4 x 1 CPU + 1 = 5" in clone.boot[service], clone.boot[service]
 
 
 def test_up_without_a_change_changes_nothing(clone: Clone) -> None:

@@ -44,13 +44,13 @@ def write(root: Path, files: dict[str, str | bytes]) -> Path:
     ("workload", "expected"),
     [
         ("mixed", (2, 2, 3, 3, 5)),
-        ("cpu", (2, 3, 4, 5, 9)),
+        ("cpu", (2, 2, 3, 3, 5)),
         ("io", (3, 5, 7, 9, 17)),
         ("asyncio", (1, 1, 2, 2, 4)),
     ],
 )
 def test_each_workload_has_its_formula(workload: str, expected: tuple[int, ...]) -> None:
-    """n+1, 2n+1, 4n+1 and n workers, a fraction rounded up."""
+    """n+1, n+1, 4n+1 and n workers, a fraction rounded up."""
     cpus = (0.5, 1, 1.5, 2, 4)
     assert expected == tuple(plan(workload, Limits(n, None, True), MEMORY).workers for n in cpus)
 
