@@ -67,9 +67,10 @@ def allowed(origin: str) -> bool:
     if ORIGINS:
         return origin in ORIGINS
     try:
-        return urlsplit(origin).hostname in LOOPBACK
+        scheme, host = urlsplit(origin).scheme, urlsplit(origin).hostname or ""
     except ValueError:
         return False
+    return host in LOOPBACK or (scheme == "https" and f".{host}".endswith(f".{DOMAIN}"))
 
 
 def problem(status: int, detail: Any, headers: Any = None) -> JSONResponse:
