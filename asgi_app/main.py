@@ -17,8 +17,9 @@ from serving import settings
 from serving.asgi import Receive, Scope, Send, Service
 
 # Pages that may open the WebSocket: a browser names its page's origin, and no page can forge
-# it (RFC 6455, section 10.2). Unset: pages that this machine serves.
+# it (RFC 6455, section 10.2). Unset: pages that this machine or, over TLS, our domain serves.
 ORIGINS = settings.words("WEBSOCKET_ORIGINS", "")
+DOMAIN = settings.text("DOMAIN", "localhost")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 MAX_BODY = 1024 * 1024  # bytes; a longer body gets 413

@@ -50,8 +50,8 @@ class Trusted:
                 self.networks.append(ip_network(proxy))
             except ValueError:
                 if not _HOST_NAME.fullmatch(proxy):
-                    allowed = "addresses, networks or host names of your proxies, such as 10.0.0.2,172.18.0.0/16,edge"
-                    settings.refuse("FORWARDED_ALLOW_IPS", proxy, allowed)
+                    allowed = "addresses, networks or host names of your proxies"
+                    settings.refuse("FORWARDED_ALLOW_IPS", proxy, f"{allowed}, such as 172.18.0.0/16,edge")
                 self.names.append(proxy)
         self._known = lru_cache(maxsize=4096)(self._check)
         self._resolved: frozenset[str] = frozenset()
