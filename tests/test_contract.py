@@ -83,7 +83,7 @@ def test_the_edge_lets_go_before_the_servers_do() -> None:
 
 
 def test_the_edge_refuses_before_the_servers_do() -> None:
-    """Its limits for body, headers and address <= theirs; it holds a body whole; it tries until seen ready."""
+    """Its limits for body, headers, address <= theirs; it holds a body whole; it tries until seen ready."""
     assert edge("max_size") == "1MiB", "the applications' own limit"
     assert edge("request_buffers") == "2MiB", "> max_size, or it would not know that it has all of it"
     assert re.search(r"int\(.*\) > (\d+)`", CADDYFILE)[1] == str(MEBIBYTE)

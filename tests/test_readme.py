@@ -31,7 +31,7 @@ def test_every_make_command_of_the_readme_exists() -> None:
 
 def test_the_docker_command_of_the_readme_builds(engine: None) -> None:
     """`docker build` as the README writes it."""
-    commands = [line for line in COMMANDS if line.startswith("docker ")]
+    commands = [line for line in COMMANDS if line.startswith("docker build ")]
     assert commands
     for command in commands:
         run(*shlex.split(command), "--quiet")
