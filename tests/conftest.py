@@ -211,8 +211,8 @@ class Containers:
         run("docker", "run", "--detach", "--name", name, *network, *options, image, *command)
 
     def container(self, service: str) -> str:
-        """The id of the service's container, also of a stopped one."""
-        return self.compose("ps", "--all", "--quiet", service).strip()
+        """The id of the service's (first) container, also of a stopped one."""
+        return next(iter(self.compose("ps", "--all", "--quiet", service).split()), "")
 
     def inspect(self, service: str, template: str) -> str:
         """`docker inspect` of the service's container."""
