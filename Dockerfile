@@ -1,16 +1,17 @@
-# docker build --target flask --build-arg PYTHON_IMAGE=python:3.14-slim@sha256:... .
-ARG PYTHON_IMAGE=python:3.14-slim
+ARG PYTHON_IMAGE=python:3.14-slim EDGE_IMAGE=caddy:2
+FROM ${EDGE_IMAGE} AS edge
+RUN chown -R 10001:10001 /data
+USER 10001:10001
+COPY --chmod=0444 deploy/edge/Caddyfile /etc/caddy/
 
 FROM ${PYTHON_IMAGE} AS base
 # The container's own address and port: Compose decides which port of the machine leads here.
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0 PORT=8000 DATA_DIR=/data
 WORKDIR /app
-
 # pip lives in an environment of its own, so that /venv carries none.
 FROM base AS builder
 RUN python -m venv /pip && python -m venv --without-pip /venv
 ENV PIP_CACHE_DIR=/cache PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_REQUIRE_HASHES=1 PIP_PYTHON=/venv/bin/python
-
 FROM base AS runtime
 # A named volume takes its owner from /data; Kubernetes' runAsNonRoot can check only a number.
 RUN install --directory --owner=10001 --group=10001 --mode=0700 /data
@@ -51,7 +52,6 @@ FROM runtime AS fastapi
 COPY --link --from=fastapi-build /venv /venv
 COPY --link --from=fastapi-build /app /app
 CMD ["python", "-m", "asgi_app"]
-
 FROM builder AS fastapi-hybrid-build
 RUN --mount=type=cache,target=/cache --mount=source=requirements/fastapi-hybrid.txt,target=/lock /pip/bin/pip install -r /lock
 FROM runtime AS fastapi-hybrid

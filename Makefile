@@ -85,7 +85,10 @@ RESOLVE := --quiet --universal --python-version 3.12 --upgrade --no-header --no-
 up-docker:
 	@echo "Running containers: $(WHY)."
 	@docker compose up --build --detach --wait --remove-orphans || { docker compose logs --tail 20; exit 1; }
-	@docker compose ps --format '{{.Service}}{{range .Publishers}} http://{{.URL}}:{{.PublishedPort}}{{end}}'
+	@for pair in django:8001 flask:8002 fastapi:8003; do \
+	  echo "$${pair%:*} http://$$(docker compose port edge $${pair#*:})"; done
+	@docker compose exec -T edge sh -c 'for name in django flask fastapi; do \
+	  echo "$$name https://$$name.$$DOMAIN:$$EDGE_HTTPS_PORT"; done'
 
 down-docker:
 	docker compose down --remove-orphans

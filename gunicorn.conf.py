@@ -5,6 +5,7 @@ Copied alone it still serves; with `serving/` beside it, it also sizes the worke
 container's limits, checks the settings, and keeps the probes out of the access log.
 """
 
+import contextlib
 import gc
 import os
 
@@ -56,6 +57,9 @@ timeout = 30
 # or the engine kills them first.
 graceful_timeout = 25
 
+# Bytes of one header; must exceed what the proxy lets through (the edge: 12 KiB in all).
+limit_request_field_size = 16 * 1024
+
 # Seconds an idle connection stays open; must exceed the proxy's idle timeout for upstreams
 # (nginx 60 s), or the proxy sends a request into a connection that is just being closed.
 keepalive = 75
@@ -66,8 +70,9 @@ keepalive = 75
 max_requests = 0 if os.environ.get("WORKLOAD") == "asyncio" else 10_000
 max_requests_jitter = 1_000
 
-# Whose X-Forwarded-Proto counts. serving/peers.py reads the same variable.
-forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1"
+# Whose X-Forwarded-Proto counts: with serving/ beside this file nobody's, because it decides
+# that itself, by the same variable, and understands host names.
+forwarded_allow_ips = "" if settings else os.environ.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1"
 
 # The control socket wants a writable home; on a read-only root each start would log an error.
 control_socket_disable = True
@@ -94,6 +99,24 @@ def when_ready(server):
     gc.freeze()
 
 
+def post_request(worker, req, environ, resp):
+    """Read what the application left of a body, or closing would reset the connection under the answer.
+
+    A third of such answers got lost behind a proxy: Gunicorn itself reads no more than 64 KiB.
+    """
+    client = environ.get("gunicorn.socket")  # None under asgi, which reads the rest itself
+    if client and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
+        client.settimeout(1)
+        with contextlib.suppress(Exception):
+            for _ in range(16):
+                if not req.body.read(64 * 1024):
+                    break
+        client.settimeout(None)
+    if settings:
+        # The thread goes back to the pool: what it logs now belongs to no request.
+        peers.request_id.set("-")
+
+
 if settings:
     # By its place, not by the working directory: --chdir may move that.
     logconfig_json = os.path.join(os.path.dirname(settings.__file__), "logging.json")
@@ -114,9 +137,5 @@ if settings:
             logs.access(client, method, path, query, resp.status_code, resp.sent, seconds)
 
     logger_class = Logger
-
-    def post_request(worker, req, environ, resp):
-        """The thread goes back to the pool: what it logs now belongs to no request."""
-        peers.request_id.set("-")
 else:
     accesslog = "-"

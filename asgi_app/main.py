@@ -17,8 +17,9 @@ from serving import settings
 from serving.asgi import Receive, Scope, Send, Service
 
 # Pages that may open the WebSocket: a browser names its page's origin, and no page can forge
-# it (RFC 6455, section 10.2). Unset: pages that this machine serves.
+# it (RFC 6455, section 10.2). Unset: pages that this machine or, over TLS, our domain serves.
 ORIGINS = settings.words("WEBSOCKET_ORIGINS", "")
+DOMAIN = settings.text("DOMAIN", "localhost")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 MAX_BODY = 1024 * 1024  # bytes; a longer body gets 413
@@ -67,9 +68,10 @@ def allowed(origin: str) -> bool:
     if ORIGINS:
         return origin in ORIGINS
     try:
-        return urlsplit(origin).hostname in LOOPBACK
+        scheme, host = urlsplit(origin).scheme, urlsplit(origin).hostname or ""
     except ValueError:
         return False
+    return host in LOOPBACK or (scheme == "https" and f".{host}".endswith(f".{DOMAIN}"))
 
 
 def problem(status: int, detail: Any, headers: Any = None) -> JSONResponse:

@@ -6,6 +6,8 @@ whoever connects. Here the peer's own address decides, for WSGI and ASGI alike.
 
 import re
 import secrets
+import socket
+import time
 from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import lru_cache
@@ -30,22 +32,33 @@ FORWARDED = (
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{8,128}", re.ASCII)
 
 
-class Trusted:
-    """The set of proxies' addresses; `peer in trusted` is cached per address."""
+# The last label has a letter, or a mistyped address would pass for a name.
+_HOST_NAME = re.compile(r"([a-z0-9_-]+\.)*[a-z0-9_-]*[a-z][a-z0-9_-]*", re.IGNORECASE)
+# Seconds that a name's addresses count: a proxy that starts again may get another address, and
+# another container its old one. A stranger makes us ask at most once a second.
+_FRESH, _ASK_AGAIN = 5, 1
 
-    def __init__(self, networks: Sequence[str]) -> None:
-        """Raises SettingError for what is no address or network; `*` is none, on purpose."""
-        self.networks = []
-        for network in networks:
+
+class Trusted:
+    """The set of proxies: addresses and networks, cached per peer, and host names."""
+
+    def __init__(self, proxies: Sequence[str]) -> None:
+        """Raises SettingError for what is no address, network or name; `*` is none, on purpose."""
+        self.networks, self.names = [], []
+        for proxy in proxies:
             try:
-                self.networks.append(ip_network(network))
+                self.networks.append(ip_network(proxy))
             except ValueError:
-                refused = "addresses or networks of your proxies, such as 10.0.0.2,172.18.0.0/16"
-                settings.refuse("FORWARDED_ALLOW_IPS", network, refused)
+                if not _HOST_NAME.fullmatch(proxy):
+                    allowed = "addresses, networks or host names of your proxies"
+                    settings.refuse("FORWARDED_ALLOW_IPS", proxy, f"{allowed}, such as 172.18.0.0/16,edge")
+                self.names.append(proxy)
         self._known = lru_cache(maxsize=4096)(self._check)
+        self._resolved: frozenset[str] = frozenset()
+        self._asked = float("-inf")
 
     def __contains__(self, address: object) -> bool:
-        return self._known(str(address))
+        return self._known(str(address)) or (bool(self.names) and self._named(str(address)))
 
     def _check(self, address: str) -> bool:
         try:
@@ -53,6 +66,13 @@ class Trusted:
         except ValueError:
             return False
         return any(ip in network for network in self.networks)
+
+    def _named(self, address: str) -> bool:
+        now = time.monotonic()
+        if now - self._asked > (_FRESH if address in self._resolved else _ASK_AGAIN):
+            self._resolved = frozenset(found for name in self.names for found in addresses(name))
+            self._asked = now
+        return address in self._resolved
 
     def client(self, peer: str, forwarded_for: str) -> str:
         """The right-most address of X-Forwarded-For that is no proxy of ours; else `peer`.
@@ -69,6 +89,14 @@ class Trusted:
                 return hop
             peer = hop
         return peer
+
+
+def addresses(name: str) -> set[str]:
+    """What the name resolves to now; nothing when nobody has it."""
+    try:
+        return {str(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return set()
 
 
 def trusted() -> Trusted:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +19,33 @@ import httpx2
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# Passes connections on to the services, each on a port of its own: a neighbour in the network.
+RELAY = """
+import asyncio, sys
+
+async def pump(reader, writer):
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass
+    writer.close()
+
+async def relay(service, port):
+    async def connected(reader, writer):
+        try:
+            onward = await asyncio.open_connection(service, 8000)
+        except OSError:
+            return writer.close()
+        await asyncio.gather(pump(reader, onward[1]), pump(onward[0], writer))
+    await (await asyncio.start_server(connected, port=port)).serve_forever()
+
+async def main():
+    await asyncio.gather(*(relay(*word.split(":")) for word in sys.argv[1:]))
+
+asyncio.run(main())
+"""
 HOUSEKEEPING = shutil.ignore_patterns(".git", ".venv", ".run", ".data", ".env", ".*_cache", "__pycache__")
 
 
@@ -61,6 +88,12 @@ def answers(url: str) -> bool:
         return httpx2.get(url, trust_env=False).status_code < 400
     except httpx2.HTTPError:
         return False
+
+
+def addresses(services: Iterable[str], ports: Mapping[str, str]) -> dict[str, str]:
+    """Where the edge serves each of the services over plain HTTP; `ports` by variable."""
+    variables = {service: f"{service.upper().replace('-', '_')}_PORT" for service in services}
+    return {name: f"http://127.0.0.1:{ports[port]}" for name, port in variables.items() if port in ports}
 
 
 class Server:
@@ -130,16 +163,13 @@ class Containers:
         ]
         self.environ = os.environ | environ
         # Which variables move ports is Compose's business: ask it, then move every one.
-        for variable in run("docker", "compose", *self.files, "config", "--variables").splitlines():
-            name = variable.split()[0] if variable.split() else ""
-            if name.endswith("_PORT"):
-                self.environ[name] = str(free_port())
+        variables = run("docker", "compose", *self.files, "config", "--variables").split()
+        self.ports = {name: str(free_port()) for name in variables if name.endswith("_PORT")}
+        self.environ |= self.ports
         self.services = self.config()["services"]
-        self.urls = {
-            name: f"http://{port['host_ip']}:{port['published']}"
-            for name, service in self.services.items()
-            for port in service.get("ports", [])
-        }
+        self.urls = addresses(self.services, self.ports)
+        self._direct: dict[str, str] = {}
+        self.neighbours: list[str] = []
 
     def compose(self, *arguments: str, **options: Any) -> str:
         """The output of `docker compose ARGUMENTS` for this project."""
@@ -151,16 +181,38 @@ class Containers:
         return json.loads(self.compose("config", "--format", "json"))
 
     def up(self, *services: str, **options: Any) -> str:
-        """Build, start and wait; fails with the logs."""
+        """Build, start and wait, the edge always too; fails with the logs."""
+        services = ("edge", *services) if services else ()
         output = self.compose("up", "--build", "--detach", "--wait", *services, expect=None, **options)
-        for service in services or self.urls:
+        for service in services or ("edge", *self.urls):
             if self.health(service) != "healthy":
                 pytest.fail(f"{service} is not healthy\n{output}\n{self.log(service)}")
         return output
 
+    def direct(self, service: str) -> str:
+        """The service's address past the edge, as another container in its network has it."""
+        if not self._direct:
+            ports = {name: free_port() for name in self.urls}
+            published = [
+                word for port in ports.values() for word in ("--publish", f"127.0.0.1:{port}:{port}")
+            ]
+            relay = ("python", "-c", RELAY, *(f"{name}:{port}" for name, port in ports.items()))
+            self.neighbour(f"{self.project}-relay", *relay, options=published)
+            self._direct = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+            for name in filter(self.container, self.urls):
+                poll(lambda url=self._direct[name]: answers(url + "/livez"))
+        return self._direct[service]
+
+    def neighbour(self, name: str, *command: str, options: Iterable[str] = ()) -> None:
+        """Run a container of this name in the services' network until `down`."""
+        self.neighbours.append(name)
+        network = ("--network", f"{self.project}_default")
+        image = self.inspect("flask", "{{.Image}}")
+        run("docker", "run", "--detach", "--name", name, *network, *options, image, *command)
+
     def container(self, service: str) -> str:
-        """The id of the service's container, also of a stopped one."""
-        return self.compose("ps", "--all", "--quiet", service).strip()
+        """The id of the service's (first) container, also of a stopped one."""
+        return next(iter(self.compose("ps", "--all", "--quiet", service).split()), "")
 
     def inspect(self, service: str, template: str) -> str:
         """`docker inspect` of the service's container."""
@@ -196,6 +248,8 @@ class Containers:
 
     def down(self) -> None:
         """Remove everything, data and images too."""
+        if self.neighbours:
+            run("docker", "rm", "--force", *self.neighbours)
         self.compose("down", "--volumes", "--rmi", "local", "--remove-orphans", "--timeout", "5")
 
 
@@ -213,6 +267,10 @@ class Processes:
         self.environ = os.environ | {f"{name.upper()}_PORT": port for name, port in ports.items()}
         self.environ.pop("MAKEFLAGS", None)
         self.urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+
+    def direct(self, service: str) -> str:
+        """The service's address: nothing stands before it."""
+        return self.urls[service]
 
     def make(self, *arguments: str, **options: Any) -> str:
         """The output of `make ARGUMENTS RUNTIME=process`."""

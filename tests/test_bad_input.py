@@ -19,7 +19,7 @@ DJANGO = {
 
 WHOLE = "a whole number from 1 to 512"
 PORT = "a whole number from 0 to 65535"
-PROXIES = "addresses or networks of your proxies"
+PROXIES = "addresses, networks or host names of your proxies"
 URL = "postgres://USER:PASSWORD@HOST:PORT/NAME or sqlite:///PATH"
 PASSWORD = "hunter2"
 
@@ -47,7 +47,8 @@ def refusal(*command: str, **environ: str) -> str:
         ("LOG_LEVEL", "loud", "one of critical, error, warning, info, debug"),
         ("PORT", "http", PORT),
         ("PORT", "65536", PORT),
-        ("FORWARDED_ALLOW_IPS", "nonsense", PROXIES),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.256", PROXIES),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1/8", PROXIES),
         ("FORWARDED_ALLOW_IPS", "*", PROXIES),
     ],
 )

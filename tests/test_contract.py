@@ -14,6 +14,7 @@ from serving import health
 from tests.conftest import ROOT, lacking, run
 
 MEBIBYTE = 1024 * 1024
+CADDYFILE = (ROOT / "deploy/edge/Caddyfile").read_text()
 
 
 @cache
@@ -41,6 +42,13 @@ def uvicorn() -> dict:
     return json.loads((ROOT / "uvicorn.json").read_text())
 
 
+def edge(option: str) -> str:
+    """The Caddyfile's value for it."""
+    found = re.findall(rf"^\t+{option} (\S+)$", CADDYFILE, re.MULTILINE)
+    assert len(found) == 1, f"{option}: {found}"
+    return found[0]
+
+
 def seconds(duration: str) -> float:
     """A Compose duration such as 1m0s."""
     units = {"h": 3600, "m": 60, "s": 1, "ms": 0.001}
@@ -64,9 +72,37 @@ def test_servers_finish_before_the_engine_kills_them() -> None:
         assert stops == {grace}, f"supervisor's stopwaitsecs {stops} != {name}'s {grace}"
 
 
-def test_connections_outlive_a_proxys_idle_timeout() -> None:
-    """Keep-alive > 60 s, the default of nginx for upstreams, and the same for both servers."""
-    assert 60 < gunicorn()["keepalive"] == uvicorn()["timeout_keep_alive"]
+def test_the_edge_lets_go_before_the_servers_do() -> None:
+    """Its idle connections < their keep-alive; its wait for an answer <= their graceful timeouts."""
+    idle = seconds(edge("keepalive"))
+    assert idle < gunicorn()["keepalive"] == uvicorn()["timeout_keep_alive"]
+    answer = seconds(edge("response_header_timeout"))
+    assert answer <= uvicorn()["timeout_graceful_shutdown"] < gunicorn()["graceful_timeout"]
+    grace = seconds(compose()["services"]["edge"]["stop_grace_period"])
+    assert answer < seconds(edge("grace_period")) < grace, f"grace_period of the edge >= {grace}"
+
+
+def test_the_edge_refuses_before_the_servers_do() -> None:
+    """Its limits for body, headers, address <= theirs; it holds a body whole; it tries until seen ready."""
+    assert edge("max_size") == "1MiB", "the applications' own limit"
+    assert edge("request_buffers") == "2MiB", "> max_size, or it would not know that it has all of it"
+    assert re.search(r"int\(.*\) > (\d+)`", CADDYFILE)[1] == str(MEBIBYTE)
+    headers = int(edge("max_header_size").removesuffix("KiB")) * 1024 + 4096
+    assert headers <= gunicorn()["limit_request_field_size"]
+    longest = int(re.search(r"{uri}.size\(\) > (\d+)", CADDYFILE)[1])
+    assert len("OPTIONS  HTTP/1.1\r\n") + longest <= 4094, "Gunicorn's default limit_request_line"
+    assert seconds(edge("health_interval")) < seconds(edge("lb_try_duration"))
+
+
+def test_the_edge_serves_each_service_where_compose_publishes_it() -> None:
+    """The listener behind SERVICE_PORT leads to the service, and four replicas of it."""
+    listeners = dict(re.findall(r"^http://:(80\d\d).*{\n\timport service (\S+)", CADDYFILE, re.MULTILINE))
+    ports = {name: name.upper().replace("-", "_") + "_PORT" for name in listeners.values()}
+    assert ports.keys() == long_running().keys() - {"edge"}
+    text = (ROOT / "docker-compose.yml").read_text()
+    for port, name in listeners.items():
+        assert f'"127.0.0.1:${{{ports[name]}:-{port}}}:{port}"' in text, name
+    assert re.findall(r"{args\[0\]}-(\d):8000", CADDYFILE) == ["1", "2", "3", "4"]
 
 
 def test_the_health_check_has_time_to_answer_and_the_start_to_happen() -> None:
@@ -93,30 +129,27 @@ def test_no_service_gives_up_a_part_of_the_posture() -> None:
     for name, service in compose()["services"].items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
-        assert "cap_add" not in service, name
+        assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name == "edge" else []), name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["deploy"]["resources"]["limits"]["pids"] > 0, name
         assert {"max-size", "max-file"} <= service["logging"]["options"].keys(), name
         assert "privileged" not in service, name
 
 
-def test_every_published_port_is_a_loopback_port_that_one_variable_moves() -> None:
-    """127.0.0.1 only; SERVICE_PORT moves it."""
-    text = (ROOT / "docker-compose.yml").read_text()
+def test_the_edge_alone_publishes_ports_of_loopback() -> None:
+    """127.0.0.1 only, unless EDGE_ADDRESS says otherwise of the three that face the world."""
     for name, service in compose()["services"].items():
-        for port in service.get("ports", []):
-            assert port["host_ip"] == "127.0.0.1", name
-            variable = f"{name.upper().replace('-', '_')}_PORT"
-            assert f"127.0.0.1:${{{variable}:-{port['published']}}}:{port['target']}" in text, name
+        assert bool(service.get("ports")) == (name == "edge"), name
+        assert {port["host_ip"] for port in service.get("ports", [])} <= {"127.0.0.1"}, name
+    assert (ROOT / "docker-compose.yml").read_text().count("${EDGE_ADDRESS:-127.0.0.1}:") == 3
 
 
-def test_process_mode_runs_the_services_that_compose_publishes() -> None:
+def test_process_mode_runs_the_services_that_compose_runs() -> None:
     """The same names, the same commands as the images."""
     config = (ROOT / "deploy/supervisord.conf").read_text()
     programs = dict(re.findall(r"\[program:(\S+)\]\ncommand = \S+/python (.*)", config))
-    services = compose()["services"].items()
-    published = {name for name, service in services if service.get("ports") and not service.get("profiles")}
-    assert published == programs.keys()
+    started = {name for name, service in long_running().items() if not service.get("profiles")}
+    assert started - {"edge"} == programs.keys()
     stages = re.findall(r"^FROM \S+ AS (\S+)$|^CMD (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     commands, stage = {}, ""
     for name, command in stages:

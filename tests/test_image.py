@@ -125,7 +125,7 @@ def base(engine: None) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def images(containers: Containers, base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
     """Each service's image, layer by layer."""
-    ids = {service: containers.inspect(service, "{{.Image}}") for service in containers.services}
+    ids = {service: containers.inspect(service, "{{.Image}}") for service in containers.urls}
     archive = tmp_path_factory.mktemp("images") / "images.tar"
     run("docker", "save", "--output", archive, *ids.values())
     saved = {}
@@ -256,7 +256,7 @@ def test_a_code_change_ships_no_dependency(containers: Containers, tmp_path: Pat
     """Files beside the code change no image; an edit changes its last layer, without `pip install`."""
     copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=HOUSEKEEPING)
     tag = f"test-{secrets.token_hex(4)}"
-    targets = {target(containers, service) for service in containers.services}
+    targets = {target(containers, service) for service in containers.urls}
     beside = (".env", "serving/.env", ".data/secret_key", ".git/config", "README.md", "tests/test_x.py")
     try:
         before = {name: layers(build(copy, name, f"{tag}-before")[0]) for name in targets}

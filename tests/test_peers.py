@@ -5,6 +5,7 @@ import re
 import httpx2
 import pytest
 
+from serving import peers
 from tests.conftest import Containers, Server, poll
 
 APPS = {"flask": ("serving.gunicorn", "wsgi_app.flask_site"), "fastapi": ("asgi_app",)}
@@ -69,12 +70,34 @@ def test_a_stranger_gains_nothing_by_forwarded_headers(app: str) -> None:
         assert "198.51.100.66" not in server.log()
 
 
-def test_no_published_port_of_a_container_trusts_its_clients(containers: Containers) -> None:
-    """What comes through a published port arrives from the bridge's gateway, which is no proxy."""
+def test_a_trusted_host_name_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its addresses count, new ones within a second, and old ones no longer than five."""
+    known, clock, asked = {"edge": {"10.0.0.2"}}, [100.0], []
+    monkeypatch.setattr(peers, "addresses", lambda name: asked.append(name) or known.get(name, set()))
+    monkeypatch.setattr(peers.time, "monotonic", lambda: clock[0])
+    trusted = peers.Trusted(["edge", "192.0.2.0/24"])
+    assert "192.0.2.9" in trusted
+    assert asked == []
+    assert "10.0.0.2" in trusted
+    assert "10.0.0.3" not in trusted
+    assert asked == ["edge"]
+    known["edge"] = {"10.0.0.3"}
+    clock[0] += 1.1
+    assert "10.0.0.3" in trusted
+    assert "10.0.0.2" not in trusted
+    known.clear()
+    assert "10.0.0.3" in trusted
+    clock[0] += 5.1
+    assert "10.0.0.3" not in trusted
+
+
+def test_no_container_believes_its_clients(containers: Containers) -> None:
+    """Neither through the edge, nor past it, from a neighbour in the network."""
     for service, url in containers.urls.items():
-        answer = httpx2.get(url + "/", headers=FORGED)
-        assert answer.status_code == 200
-        identity = answer.headers["x-request-id"]
-        assert "stranger" not in identity
-        poll(lambda name=service, word=identity: word in containers.log(name))
+        for address in (url, containers.direct(service)):
+            answer = httpx2.get(address + "/", headers=FORGED)
+            assert answer.status_code == 200
+            identity = answer.headers["x-request-id"]
+            assert "stranger" not in identity
+            poll(lambda name=service, word=identity: word in containers.log(name))
         assert "198.51.100.66" not in containers.log(service)

@@ -5,8 +5,9 @@ import re
 import shlex
 
 import pytest
+from dotenv import dotenv_values
 
-from tests.conftest import ROOT, Containers, run
+from tests.conftest import ROOT, Containers, addresses, run
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -30,7 +31,7 @@ def test_every_make_command_of_the_readme_exists() -> None:
 
 def test_the_docker_command_of_the_readme_builds(engine: None) -> None:
     """`docker build` as the README writes it."""
-    commands = [line for line in COMMANDS if line.startswith("docker ")]
+    commands = [line for line in COMMANDS if line.startswith("docker build ")]
     assert commands
     for command in commands:
         run(*shlex.split(command), "--quiet")
@@ -47,14 +48,8 @@ def test_the_copied_env_example_changes_nothing(containers: Containers) -> None:
 def test_the_table_names_every_service_and_its_port(containers: Containers) -> None:
     """README and docker-compose.yml agree on names and default ports."""
     rows = dict(re.findall(r"^\| `([\w-]+)` \|.*<(http://[\d.:]+)>", README, re.MULTILINE))
-    command = ("docker", "compose", "--profile", "*", "--env-file", "/dev/null", "config", "--format", "json")
-    config = json.loads(run(*command))
-    ports = {
-        name: f"http://{port['host_ip']}:{port['published']}"
-        for name, service in config["services"].items()
-        for port in service.get("ports", [])
-    }
-    assert ports == rows
+    ports = {name: port for name, port in dotenv_values(ROOT / ".env.example").items() if port}
+    assert addresses(containers.services, ports) == rows
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^):#]+)\)", README))

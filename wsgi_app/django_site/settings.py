@@ -72,9 +72,13 @@ SECRET_KEY = settings.secret("DJANGO_SECRET_KEY") or generated_secret_key()
 # Keys before the last rotation: what they signed stays valid until they are taken out.
 SECRET_KEY_FALLBACKS = settings.words("DJANGO_SECRET_KEY_FALLBACKS", "")
 DEBUG = settings.flag("DJANGO_DEBUG")
-ALLOWED_HOSTS = settings.words("DJANGO_ALLOWED_HOSTS", "localhost,.localhost,127.0.0.1,[::1]")
+ALLOWED_HOSTS = [
+    *settings.words("DJANGO_ALLOWED_HOSTS", "localhost,.localhost,127.0.0.1,[::1]"),
+    f".{settings.text('DOMAIN', 'localhost')}",
+]
 
-# One switch: on behind TLS; off on a plain port, where a Secure cookie would never come back.
+# On, there is no plain port any more: it would redirect, and a Secure cookie never come back.
+# Off, what comes over TLS gets Secure cookies all the same (see MIDDLEWARE), and the edge redirects.
 HTTPS = settings.flag("DJANGO_HTTPS")
 SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 CSRF_COOKIE_HTTPONLY = True
@@ -106,6 +110,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
 ]
 MIDDLEWARE = [
+    "wsgi_app.django_site.middleware.secure_cookies",
     "django.middleware.security.SecurityMiddleware",
     # Right behind it: a static file needs nothing of what follows.
     "whitenoise.middleware.WhiteNoiseMiddleware",

@@ -1,0 +1,274 @@
+"""The edge keeps its promises towards browsers, slow and forging clients, and replicas behind it."""
+
+import asyncio
+import json
+import re
+import socket
+import ssl
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from aioquic.asyncio.client import connect as quic
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.h3.connection import H3Connection
+from aioquic.h3.events import HeadersReceived
+from aioquic.quic.configuration import QuicConfiguration
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.conftest import Containers, poll, run
+
+MEBIBYTE = 1024 * 1024
+PAGES = ("django", "flask", "fastapi")
+ONCE = (
+    "content-security-policy",
+    "cross-origin-opener-policy",
+    "referrer-policy",
+    "x-content-type-options",
+    "x-frame-options",
+    "x-request-id",
+)
+
+
+class Browser(httpx2.Client):
+    """Asks the edge over TLS, by the services' names, and trusts its authority alone."""
+
+    def __init__(self, stack: Containers) -> None:
+        root = stack.exec("edge", "cat", "/data/caddy/pki/authorities/local/root.crt")
+        self.context = ssl.create_default_context(cadata=root)
+        self.stack, self.root = stack, root
+        self.port = int(stack.ports["EDGE_HTTPS_PORT"])
+        super().__init__(verify=self.context, trust_env=False)
+
+    def ask(self, service: str, path: str = "/", method: str = "GET", **options: Any) -> httpx2.Response:
+        """A request to https://SERVICE.DOMAIN:PORT/PATH; no Python client resolves *.localhost."""
+        name = f"{service}.{self.stack.environ.get('DOMAIN', 'localhost')}"
+        headers = {"host": f"{name}:{self.port}"} | options.pop("headers", {})
+        url = f"https://127.0.0.1:{self.port}{path}"
+        return self.request(method, url, headers=headers, extensions={"sni_hostname": name}, **options)
+
+
+@pytest.fixture(scope="module")
+def browser(containers: Containers) -> Iterator[Browser]:
+    """A browser of the shared stack."""
+    with Browser(containers) as client:
+        yield client
+
+
+@pytest.fixture
+def plain() -> Iterator[httpx2.Client]:
+    """A client for the plain listeners."""
+    with httpx2.Client(trust_env=False) as client:
+        yield client
+
+
+def raw(url: str, request: bytes, seconds: float = 30) -> bytes:
+    """What the server answers until it closes; b"" when it closes without a word."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=seconds) as client:
+        client.sendall(request)
+        answer = b""
+        while chunk := client.recv(65536):
+            answer += chunk
+    return answer
+
+
+def test_plain_http_is_redirected_to_the_right_port(containers: Containers) -> None:
+    """Address and query stay; a name that is not ours leads nowhere."""
+    ports = containers.ports
+    url = f"http://127.0.0.1:{ports['EDGE_HTTP_PORT']}/a/b?c=d"
+    for service in PAGES:
+        answer = httpx2.get(url, headers={"host": f"{service}.localhost:{ports['EDGE_HTTP_PORT']}"})
+        expected = f"https://{service}.localhost:{ports['EDGE_HTTPS_PORT']}/a/b?c=d"
+        assert (308, expected) == (answer.status_code, answer.headers["location"])
+    foreign = httpx2.get(url, headers={"host": "evil.example"})
+    assert (foreign.status_code, foreign.headers.get("location")) == (421, None)
+
+
+def test_http_2_is_spoken(browser: Browser, tmp_path: Path) -> None:
+    """Curl, with the local authority's certificate and nothing else, gets HTTP/2 from every service."""
+    (tmp_path / "root.crt").write_text(browser.root)
+    for service in PAGES:
+        name = f"{service}.localhost:{browser.port}"
+        options = ("--silent", "--http2", "--cacert", tmp_path / "root.crt", "--output", "/dev/null")
+        resolve = ("--resolve", f"{name}:127.0.0.1", "--write-out", "%{http_code} %{http_version}")
+        assert run("curl", *options, *resolve, f"https://{name}/") == "200 2"
+
+
+def test_http_3_is_spoken_where_it_is_advertised(browser: Browser) -> None:
+    """The port in Alt-Svc answers over QUIC."""
+    port = re.match(r'h3=":(\d+)"', browser.ask("flask").headers["alt-svc"])
+    assert port
+    name = f"flask.localhost:{port[1]}"
+
+    class Client(QuicConnectionProtocol):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.http = H3Connection(self._quic)
+            self.answer = asyncio.get_running_loop().create_future()
+
+        def quic_event_received(self, event: Any) -> None:
+            for found in self.http.handle_event(event):
+                if isinstance(found, HeadersReceived) and not self.answer.done():
+                    self.answer.set_result(dict(found.headers))
+
+    async def get() -> dict[bytes, bytes]:
+        configuration = QuicConfiguration(alpn_protocols=["h3"], server_name="flask.localhost")
+        configuration.load_verify_locations(cadata=browser.root.encode())
+        address = ("127.0.0.1", int(port[1]))
+        async with quic(*address, configuration=configuration, create_protocol=Client) as client:
+            request = {":method": "GET", ":scheme": "https", ":authority": name, ":path": "/"}
+            headers = [(key.encode(), value.encode()) for key, value in request.items()]
+            stream = client._quic.get_next_available_stream_id()
+            client.http.send_headers(stream, headers, end_stream=True)
+            client.transmit()
+            return await client.answer
+
+    assert asyncio.run(asyncio.wait_for(get(), 20))[b":status"] == b"200"
+
+
+def test_a_websocket_passes(browser: Browser) -> None:
+    """Over TLS, for a page of ours; a foreign page's is refused."""
+    name = f"fastapi.localhost:{browser.port}"
+
+    def open_from(origin: str) -> Any:
+        plain = socket.create_connection(("127.0.0.1", browser.port))
+        return connect(f"wss://{name}/ws", sock=plain, ssl=browser.context, origin=origin)
+
+    with open_from(f"https://{name}") as client:
+        client.send("over TLS")
+        assert client.recv(timeout=10) == "over TLS"
+    with pytest.raises(InvalidStatus) as refused, open_from("https://fastapi.localhost.evil.example"):
+        pass
+    assert refused.value.response.status_code == 403
+
+
+def test_events_are_neither_buffered_nor_cut_off(browser: Browser) -> None:
+    """Over TLS, to a client that takes compression, for longer than any timeout of the edge."""
+    arrivals = []
+    name = f"fastapi.localhost:{browser.port}"
+    options = {"headers": {"host": name}, "extensions": {"sni_hostname": "fastapi.localhost"}}
+    url = f"https://127.0.0.1:{browser.port}/events?count=4&interval=8"
+    with browser.stream("GET", url, timeout=20, **options) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:"):
+                arrivals.append(time.monotonic())
+    assert len(arrivals) == 4
+    assert arrivals[0] + 7 < arrivals[1] < arrivals[3] - 15
+
+
+def test_what_is_too_large_is_refused_by_the_edge(containers: Containers) -> None:
+    """413 for a body, announced or not, 414 for an address, 431 for headers; no application is asked."""
+    for service, url in containers.urls.items():
+        name = url.removeprefix("http://")
+        head = (
+            f"POST /echo HTTP/1.1\r\nHost: {name}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        )
+        before = containers.log(service)
+        for status, request in {
+            b"413": f"{head}Content-Length: {MEBIBYTE + 1}\r\nExpect: 100-continue\r\n\r\n",
+            b"414": f"GET /{'a' * 4000} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n",
+            b"431": f"{head}X-Long: {'a' * 13_000}\r\n\r\n",
+        }.items():
+            assert status == raw(url, request.encode()).split()[1], service
+        assert containers.log(service) == before
+        if service != "django":
+            chunk = f"{MEBIBYTE + 1:x}\r\n{'1' * (MEBIBYTE + 1)}\r\n0\r\n\r\n"
+            answer = raw(url, f"{head}Transfer-Encoding: chunked\r\n\r\n{chunk}".encode())
+            assert (answer.split()[1], answer[-1:]) == (b"413", b"}"), service
+
+
+def test_slow_clients_are_closed_and_hold_nobody_up(containers: Containers, plain: httpx2.Client) -> None:
+    """Half a header goes after 5 s, half a body after 15 s; meanwhile others are served as if alone."""
+    slow, start = [], time.monotonic()
+    for url in containers.urls.values():
+        name = url.removeprefix("http://")
+        host, port = name.split(":")
+        head = f"POST /echo HTTP/1.1\r\nHost: {name}\r\n"
+        body = f"{head}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n1"
+        for half, limit in [(head, 8), (body, 20)] * 10:
+            client = socket.create_connection((host, int(port)), timeout=30)
+            client.sendall(half.encode())
+            slow.append((client, limit))
+    for service, url in containers.urls.items():
+        for _ in range(20):
+            assert plain.get(url, timeout=2).status_code == 200, service
+    for client, limit in sorted(slow, key=lambda pair: pair[1]):
+        with client:
+            while client.recv(65536):
+                pass
+        assert time.monotonic() - start < limit, client
+
+
+def test_an_answer_before_the_end_of_a_body_arrives(containers: Containers, plain: httpx2.Client) -> None:
+    """An application that refuses a long body unread is heard, every time."""
+    content, kind = b"x=" + b"x" * 1_000_000, {"content-type": "application/x-www-form-urlencoded"}
+    for service, url in containers.urls.items():
+        path, expected = ("/", 403) if service == "django" else ("/nowhere", 404)
+        answers = [plain.post(url + path, content=content, headers=kind).status_code for _ in range(30)]
+        assert {expected: 30} == Counter(answers), service
+
+
+def test_what_compresses_is_compressed_once(browser: Browser) -> None:
+    """A long JSON document by the edge, a static file by the application, a short one by nobody."""
+    packed = browser.ask("flask", "/echo", "POST", json="x" * 10_000, headers={"accept-encoding": "gzip"})
+    assert (packed.headers.get_list("content-encoding"), packed.json()["echo"]) == (["gzip"], "x" * 10_000)
+    assert "content-encoding" not in browser.ask("flask").headers
+    style = re.search(r'href="(/static/\S+\.css)"', browser.ask("django").text)
+    assert style
+    static = browser.ask("django", style[1], headers={"accept-encoding": "br"})
+    assert static.headers.get_list("content-encoding") == ["br"]
+    assert "max-width" in static.text
+
+
+def test_security_headers_come_once_and_on_errors_too(browser: Browser) -> None:
+    """Each of them, whoever answers; no server's name, and no HSTS, which would bind all of localhost."""
+    answers = [
+        browser.ask(service, path) for service in PAGES for path in ("/", "/nothing", f"/{'a' * 4000}")
+    ]
+    answers.append(browser.ask("flask", headers={"host": "evil.example"}))
+    answers.append(browser.ask("fastapi", "/docs"))
+    assert [answer.status_code for answer in answers] == [200, 404, 414] * 3 + [421, 200]
+    for answer in answers:
+        assert dict.fromkeys(ONCE, 1) == {name: len(answer.headers.get_list(name)) for name in ONCE}, answer
+        assert {"server", "via", "x-powered-by", "strict-transport-security"} & answer.headers.keys() == set()
+
+
+def test_the_access_log_is_json_with_the_applications_request_id(browser: Browser) -> None:
+    """One id in the answer, the edge's line and the application's line; probes leave none."""
+    browser.ask("flask", "/livez")
+    identity = browser.ask("flask", "/?a=b").headers["x-request-id"]
+
+    def lines() -> list[dict]:
+        log = browser.stack.compose("logs", "--no-log-prefix", "edge")
+        return [entry for entry in map(json.loads, log.splitlines()) if "request" in entry]
+
+    found = poll(lambda: [line for line in lines() if line.get("request_id") == identity])
+    assert (found[0]["request"]["uri"], found[0]["status"]) == ("/?a=b", 200)
+    assert [line for line in lines() if line["request"]["uri"] in ("/livez", "/readyz")] == []
+    assert identity in browser.stack.log("flask")
+
+
+def test_a_form_works_over_tls_and_its_cookies_stay_there(browser: Browser) -> None:
+    """CSRF holds, cookies are Secure and no redirect leads out of TLS."""
+    page = browser.ask("django")
+    token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', page.text)
+    assert token
+    for flag in ("Secure", "HttpOnly", "SameSite=Lax"):
+        assert flag in page.headers["set-cookie"].split("; ")
+    form = {"author": "Ada", "message": "over TLS", "csrfmiddlewaretoken": token[1]}
+    cookie = {"cookie": f"csrftoken={page.cookies['csrftoken']}"}
+    for origin, status in {
+        f"https://django.localhost:{browser.port}": 302,
+        "https://evil.example": 403,
+    }.items():
+        answer = browser.ask("django", "/", "POST", data=form, headers=cookie | {"origin": origin})
+        assert status == answer.status_code, answer.text
+        assert not answer.headers.get("location", "").startswith("http:")
+    slash = browser.ask("fastapi", "/echo/").headers["location"]
+    assert f"https://fastapi.localhost:{browser.port}/echo" == slash
