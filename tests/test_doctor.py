@@ -248,6 +248,24 @@ FOREIGN = {
         },
         [],
     ),
+    "everybody trusted, by both servers": (
+        {
+            GUNICORN: "threads = 2\nkeepalive = 75\nworker_tmp_dir = '/dev/shm'\nforwarded_allow_ips = '*'\n",
+            UVICORN: '{"forwarded_allow_ips": "*", "timeout_keep_alive": 75, "timeout_graceful_shutdown": 9}',
+        },
+        [
+            "gunicorn.conf.py: forwarded_allow_ips=*: must name the proxy: on a published port, *",
+            "uvicorn.json: forwarded_allow_ips=*: must name the proxy: on a published port, *",
+        ],
+    ),
+    "everybody trusted, where only a proxy connects": (
+        {
+            COMPOSE: "services: {web: {build: ., restart: 'no', read_only: true, cap_drop: [ALL], cpus: 1, "
+            "mem_limit: 256m, pids_limit: 9, security_opt: ['no-new-privileges:true'], "
+            "logging: {driver: local}, environment: {FORWARDED_ALLOW_IPS: '*'}}}"
+        },
+        [],
+    ),
     "a word for a number": (
         {
             DOCKERFILE: "FROM python:3.14\nUSER 1000\nENV WEB_CONCURRENCY=four\n"
