@@ -25,10 +25,16 @@ logs: logs-$(RUNTIME) ## Follow the logs
 manage: manage-$(RUNTIME) ## Run a Django command: make manage ARGS=createsuperuser
 
 ##@ Check
-.PHONY: test bench lint
+.PHONY: test doctor smoke bench lint
 T ?= tests
 test: .venv/test ## Run the tests, or some of them: make test T=tests/test_smoke.py
 	.venv/bin/pytest $(T)
+
+doctor: .venv/up ## Check that the files agree: timeouts, limits, trust, how the server is started
+	@.venv/bin/python -m serving.doctor
+
+smoke: .venv/test ## Ask any deployment what it owes: make smoke URL=https://...; CA=FILE or INSECURE=1
+	@.venv/bin/python -m tests.smoke "$(URL)"
 
 bench: .venv/bench ## Measure every server mode side by side, ten minutes; QUICK=1: two
 	@command -v wrk >/dev/null || { echo "wrk not found: apt install wrk, or brew install wrk" >&2; exit 1; }

@@ -1,16 +1,14 @@
-"""The files agree with each other: deployments break between files, not within one."""
+"""The files agree with each other where serving/doctor.py does not look: edge, process mode, locks."""
 
 import json
 import re
-import runpy
-import shutil
-import subprocess
 import tomllib
 from functools import cache
 
 from dotenv import dotenv_values
 
-from serving import health
+from serving.doctor import seconds
+from serving.project import Process, Project, Settings, has_compose
 from tests.conftest import ROOT, lacking, run
 
 MEBIBYTE = 1024 * 1024
@@ -18,28 +16,21 @@ CADDYFILE = (ROOT / "deploy/edge/Caddyfile").read_text()
 
 
 @cache
-def compose() -> dict:
-    """docker-compose.yml as Compose resolves it with nothing set."""
-    program = shutil.which("docker")
-    if (
-        not program
-        or subprocess.run([program, "compose", "version"], capture_output=True, check=False).returncode
-    ):
+def processes() -> dict[str, Process]:
+    """What our files would run with nothing set, by service."""
+    if not has_compose():
         lacking("no Docker Compose to resolve docker-compose.yml with")
-    command = ("docker", "compose", "--profile", "*", "--env-file", "/dev/null", "config", "--format", "json")
-    return json.loads(run(*command))
+    return {p.name: p for p in Project(ROOT, "--env-file", "/dev/null").processes}
 
 
-@cache
-def gunicorn() -> dict:
-    """gunicorn.conf.py's settings."""
-    return runpy.run_path(str(ROOT / "gunicorn.conf.py"))
+def gunicorn() -> Settings:
+    """Gunicorn's settings."""
+    return processes()["flask"].gunicorn
 
 
-@cache
-def uvicorn() -> dict:
-    """uvicorn.json's settings."""
-    return json.loads((ROOT / "uvicorn.json").read_text())
+def uvicorn() -> Settings:
+    """Uvicorn's settings."""
+    return processes()["fastapi"].uvicorn
 
 
 def edge(option: str) -> str:
@@ -49,27 +40,16 @@ def edge(option: str) -> str:
     return found[0]
 
 
-def seconds(duration: str) -> float:
-    """A Compose duration such as 1m0s."""
-    units = {"h": 3600, "m": 60, "s": 1, "ms": 0.001}
-    return sum(float(n) * units[unit] for n, unit in re.findall(r"([\d.]+)(ms|h|m|s)", duration))
-
-
 def long_running() -> dict[str, dict]:
     """The services that stay."""
-    return {name: service for name, service in compose()["services"].items() if service["restart"] != "no"}
+    return {name: process.service for name, process in processes().items() if process.stays}
 
 
-def test_servers_finish_before_the_engine_kills_them() -> None:
-    """Uvicorn's graceful timeout < Gunicorn's, which may hold it, < stop_grace_period."""
+def test_process_mode_gives_the_time_that_compose_gives() -> None:
+    """Supervisor's stopwaitsecs is stop_grace_period."""
     process = (ROOT / "deploy/supervisord.conf").read_text()
-    inner, outer = uvicorn()["timeout_graceful_shutdown"], gunicorn()["graceful_timeout"]
-    assert inner < outer, f"uvicorn.json {inner} >= gunicorn.conf.py {outer}"
-    for name, service in long_running().items():
-        grace = seconds(service["stop_grace_period"])
-        assert outer < grace, f"graceful_timeout {outer} >= {name}'s stop_grace_period {grace}"
-        stops = {float(stop) for stop in re.findall(r"stopwaitsecs = (\d+)", process)}
-        assert stops == {grace}, f"supervisor's stopwaitsecs {stops} != {name}'s {grace}"
+    stops = {float(stop) for stop in re.findall(r"stopwaitsecs = (\d+)", process)}
+    assert stops == {seconds(service["stop_grace_period"]) for service in long_running().values()}
 
 
 def test_the_edge_lets_go_before_the_servers_do() -> None:
@@ -78,7 +58,7 @@ def test_the_edge_lets_go_before_the_servers_do() -> None:
     assert idle < gunicorn()["keepalive"] == uvicorn()["timeout_keep_alive"]
     answer = seconds(edge("response_header_timeout"))
     assert answer <= uvicorn()["timeout_graceful_shutdown"] < gunicorn()["graceful_timeout"]
-    grace = seconds(compose()["services"]["edge"]["stop_grace_period"])
+    grace = seconds(long_running()["edge"]["stop_grace_period"])
     assert answer < seconds(edge("grace_period")) < grace, f"grace_period of the edge >= {grace}"
 
 
@@ -96,7 +76,9 @@ def test_the_edge_refuses_before_the_servers_do() -> None:
 
 def test_the_edge_serves_each_service_where_compose_publishes_it() -> None:
     """The listener behind SERVICE_PORT leads to the service, and four replicas of it."""
-    listeners = dict(re.findall(r"^http://:(80\d\d).*{\n\timport service (\S+)", CADDYFILE, re.MULTILINE))
+    listeners = dict(
+        re.findall(r"^http://:(80\d\d).*{\n(?:\t.*\n)*?\timport service (\S+)", CADDYFILE, re.MULTILINE)
+    )
     ports = {name: name.upper().replace("-", "_") + "_PORT" for name in listeners.values()}
     assert ports.keys() == long_running().keys() - {"edge"}
     text = (ROOT / "docker-compose.yml").read_text()
@@ -105,40 +87,16 @@ def test_the_edge_serves_each_service_where_compose_publishes_it() -> None:
     assert re.findall(r"{args\[0\]}-(\d):8000", CADDYFILE) == ["1", "2", "3", "4"]
 
 
-def test_the_health_check_has_time_to_answer_and_the_start_to_happen() -> None:
-    """Probe's own timeout < Compose's <= interval; start period > a worker's boot timeout."""
-    for name, service in long_running().items():
-        check = service["healthcheck"]
-        assert health.PROBE_TIMEOUT < seconds(check["timeout"]) <= seconds(check["interval"]), name
-        assert seconds(check["start_period"]) > uvicorn()["timeout_worker_healthcheck"], name
-
-
-def test_the_default_limits_hold_the_default_workers() -> None:
-    """Workers x memory per worker <= memory limit, with nothing set, on one CPU."""
-    values = dotenv_values(ROOT / ".env.example")
-    for name, service in long_running().items():
-        limits = service["deploy"]["resources"]["limits"]
-        assert float(limits["cpus"]) <= 1, f"{name} does not start on a host with one CPU"
-        workers = 2 * float(limits["cpus"])
-        needed = workers * int(values["WORKER_MEMORY_MB"] or 0) * MEBIBYTE
-        assert needed <= int(limits["memory"]), f"{name}: {workers} workers need {needed} bytes"
-
-
-def test_no_service_gives_up_a_part_of_the_posture() -> None:
-    """Read-only, no capabilities, no new privileges, bounded, on every service."""
-    for name, service in compose()["services"].items():
-        assert service["read_only"] is True, name
-        assert service["cap_drop"] == ["ALL"], name
-        assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name == "edge" else []), name
-        assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert service["deploy"]["resources"]["limits"]["pids"] > 0, name
-        assert {"max-size", "max-file"} <= service["logging"]["options"].keys(), name
-        assert "privileged" not in service, name
+def test_the_default_limits_start_anywhere() -> None:
+    """The engine refuses a container more CPUs than the host has."""
+    for name, process in processes().items():
+        assert float(process.limits["cpus"]) <= 1, name
 
 
 def test_the_edge_alone_publishes_ports_of_loopback() -> None:
     """127.0.0.1 only, unless EDGE_ADDRESS says otherwise of the three that face the world."""
-    for name, service in compose()["services"].items():
+    for name, service in ((name, process.service) for name, process in processes().items()):
+        assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name == "edge" else []), name
         assert bool(service.get("ports")) == (name == "edge"), name
         assert {port["host_ip"] for port in service.get("ports", [])} <= {"127.0.0.1"}, name
     assert (ROOT / "docker-compose.yml").read_text().count("${EDGE_ADDRESS:-127.0.0.1}:") == 3
