@@ -1,4 +1,4 @@
-"""`make bench`: requests per second, 99th percentile, memory and errors of every mode.
+"""`make bench`: speed, memory and errors of every mode; what workers bring; what is lost.
 
 The modes take turns over several rounds, so that a slow minute of the machine hits all of
 them; medians count, and the ratios between them, never a single figure.
@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -18,18 +19,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench import report, sweeps
+from bench.losses import losses
 from bench.modes import MODES, ROOT, Mode
-from bench.report import draw, table
 
 RESULTS = Path(__file__).parent / "results"
 CONNECTIONS = 64
 PACKAGES = ("django", "fastapi", "flask", "granian", "gunicorn", "httptools", "uvicorn", "uvloop")
+# A turn in which anything else used more than this share of the CPUs is repeated, twice at most.
+DISTURBED, TRIES = 0.15, 3
 UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 
 def load(url: str, seconds: float) -> dict[str, float]:
     """Drive `url` with wrk; requests per second, 99th percentile in ms, and errors of every kind."""
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", "--latency", url]
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:.0f}s", "--timeout", "10s", "--latency", url]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rate = re.search(r"Requests/sec: +([\d.]+)", output)
     p99 = re.search(r"99% +([\d.]+)(us|ms|s)", output)
@@ -40,12 +44,34 @@ def load(url: str, seconds: float) -> dict[str, float]:
     return {"rate": float(rate[1]), "p99": milliseconds, "errors": sum(int(count) for count in refused)}
 
 
-def measure(mode: Mode, seconds: int) -> dict[str, float]:
-    """One turn of one mode: start, warm up, load, weigh, stop."""
-    with mode.running() as server:
-        load(server.url + "/", 1)
-        figures = load(server.url + "/", seconds)
-        return figures | {"memory": server.memory() / 1024**2, "processes": len(server.tree())}
+def busy() -> float:
+    """Seconds of CPU time that all programs, and other guests of the host, have used."""
+    user, nice, system, _, _, irq, softirq, steal = map(
+        int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(mode: Mode, seconds: float, *, equal: bool = True) -> dict[str, float]:
+    """One turn of one mode: start, warm up, load, weigh, stop; again, when others disturbed it."""
+    turns = []
+    for _ in range(TRIES):
+        with mode.running(equal=equal) as server:
+            load(server.url + "/", 1)
+            total, own, wrk = busy(), server.cpu(), _children()
+            figures = load(server.url + "/", seconds)
+            own = server.cpu() - own + _children() - wrk
+            figures["foreign"] = max(0.0, (busy() - total - own) / (seconds * (os.cpu_count() or 1)))
+            figures |= {"memory": server.memory() / 1024**2, "processes": len(server.tree())}
+        turns.append(figures)
+        if figures["foreign"] < DISTURBED:
+            break
+    return min(turns, key=lambda figures: figures["foreign"])
+
+
+def _children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def machine() -> dict[str, Any]:
@@ -72,36 +98,64 @@ def summary(mode: Mode, turns: list[dict[str, float]]) -> dict[str, Any]:
     return figures | {"errors": sum(int(turn["errors"]) for turn in turns)}
 
 
+def say(line: str) -> None:
+    """A line of progress, beside the output."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def in_turns(modes: list[Mode], rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """The summaries of all modes after `rounds` turns each; copied commands also without `equal`."""
+    turns: dict[str, list[dict[str, float]]] = {mode.name: [] for mode in modes}
+    verbatim: dict[str, list[float]] = {mode.name: [] for mode in modes if mode.equal}
+    for turn in range(rounds):
+        for number, mode in enumerate(modes, 1):
+            turns[mode.name].append(measure(mode, seconds))
+            if mode.equal:
+                verbatim[mode.name].append(measure(mode, seconds, equal=False)["rate"])
+            progress = f"round {turn + 1}/{rounds}, {number}/{len(modes)}"
+            last = turns[mode.name][-1]
+            noise = f"  (others took {last['foreign']:.0%})" if last["foreign"] >= DISTURBED else ""
+            say(f"{progress}  {last['rate']:8.0f}/s  {mode.name}{noise}")
+    summaries = [summary(mode, turns[mode.name]) for mode in modes]
+    for figures in summaries:
+        if rates := verbatim.get(figures["name"]):
+            figures["verbatim_rate"] = round(statistics.median(rates), 1)
+    return summaries
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round; writes nothing to results/")
     parser.add_argument("--only", default="", metavar="REGEX", help="only the modes whose name matches")
     options = parser.parse_args()
-    rounds, seconds = (1, 2) if options.quick else (3, 5)
     modes = [mode for mode in MODES if re.search(options.only, mode.name)]
     for mode in [mode for mode in modes if mode.missing]:
-        print(f"left out: {mode.name}: {mode.missing} is not installed for this Python", file=sys.stderr)
+        say(f"left out: {mode.name}: {mode.missing} is not installed for this Python")
         modes.remove(mode)
-    turns: dict[str, list[dict[str, float]]] = {mode.name: [] for mode in modes}
+    partial = options.quick or options.only
     with tempfile.TemporaryDirectory() as data:
         os.environ["DATA_DIR"] = data
         os.environ["DJANGO_SECRET_KEY"] = "of a measurement"
         for command in (["migrate", "-v0"], ["collectstatic", "--noinput", "-v0"]):
             subprocess.run([sys.executable, "-m", "wsgi_app.django_site", *command], check=True, cwd=ROOT)
-        for turn in range(rounds):
-            for number, mode in enumerate(modes, 1):
-                figures = measure(mode, seconds)
-                turns[mode.name].append(figures)
-                progress = f"round {turn + 1}/{rounds}, {number}/{len(modes)}"
-                print(f"{progress}  {figures['rate']:8.0f}/s  {mode.name}", file=sys.stderr, flush=True)
-    results = {"machine": machine(), "modes": [summary(mode, turns[mode.name]) for mode in modes]}
-    print(table(results))
-    directory = Path(tempfile.mkdtemp(prefix="bench-")) if options.quick or options.only else RESULTS
+        results = {"machine": machine(), "modes": in_turns(modes, *((1, 1) if partial else (3, 3)))}
+        counts = sweeps.QUICK if partial else sweeps.WORKERS
+        results["workers"] = sweeps.throughput(load, 1 if partial else 2, counts, say)
+        results["memory"] = sweeps.memory(load, (1, 4) if partial else sweeps.WORKERS_TO_WEIGH, say)
+        results["losses"] = {}
+        for mode in modes:
+            if mode.recycle and (mode.kind == "recommended" or not partial):
+                results["losses"][mode.name] = losses(mode)
+                lost = {event: figures["lost"] for event, figures in results["losses"][mode.name].items()}
+                say(f"{mode.name}, requests lost: {lost}")
+    print(report.table(results))
+    directory = Path(tempfile.mkdtemp(prefix="bench-")) if partial else RESULTS
     directory.mkdir(exist_ok=True)
-    (directory / "modes.json").write_text(json.dumps(results, indent=1) + "\n")
-    (directory / "modes.svg").write_text(draw(results))
-    print(f"\nwritten: {directory}/modes.json, {directory}/modes.svg")
+    (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    for name, picture in report.pictures(results).items():
+        (directory / name).write_text(picture)
+    print(f"\nwritten: {directory}/results.json and the pictures beside it")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,16 @@ class Running:
                     found += [int(child) for child in thread.read_text().split()]
         return found
 
+    def cpu(self) -> float:
+        """Seconds of CPU time that all its processes have used."""
+        total = 0
+        for pid in self.tree():
+            with suppress(OSError):  # ended meanwhile
+                total += sum(
+                    map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15])
+                )
+        return total / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> int:
         """Bytes that it occupies: the proportional set sizes (PSS) of all its processes."""
         total = 0
@@ -59,6 +69,8 @@ class Mode:
     command: str
     equal: str = ""
     needs: str = ""
+    recycle: str = ""
+    about: str = ""
     environ: dict[str, str] = field(default_factory=dict)
     file: dict[str, str] = field(default_factory=dict)
 
@@ -75,7 +87,8 @@ class Mode:
         words = shlex.split(line + (f" {self.equal}" if equal else "")) + list(flags)
         if words[0] == "python":
             words[0] = sys.executable
-        ours = self.kind in ("recommended", "alternative")
+        # Only ours may find gunicorn.conf.py, which lies in the working directory.
+        ours = words[2] in ("serving.gunicorn", "asgi_app")
         with tempfile.TemporaryDirectory() as scratch:
             directory = ROOT if ours else Path(scratch)
             if self.file:

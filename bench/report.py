@@ -1,16 +1,22 @@
-"""A measurement as a table and as a picture."""
+"""A measurement as a table and as pictures."""
 
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from bench.apps import PAGES
+
 COLUMNS = ("mode", "requests/s", "p99 ms", "memory MiB", "processes", "errors")
 COLORS = {"recommended": "#1a7f5a", "alternative": "#5b8def", "copied": "#c2703d", "yardstick": "#8a8f98"}
-BAR, LABELS, WIDTH = 22, 330, 960
+LINES = ("#1a7f5a", "#5b8def", "#c2703d")
+EVENTS = ("stop", "reload", "recycling")
+WIDTH = 960
 
 # In one picture for a light and a dark page.
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }
-.quiet { fill: #656d76 }
+.quiet { fill: #656d76 } .axis { stroke: #8a8f98; stroke-width: 1 } .middle { text-anchor: middle }
+.end { text-anchor: end }
 @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .quiet { fill: #9198a1 } }
 """
 
@@ -29,28 +35,28 @@ def ordered(results: Results) -> list[dict[str, Any]]:
     return sorted(results["modes"], key=lambda mode: (family(mode), -mode["rate"]))
 
 
+def best(results: Results, app: str, kind: str) -> dict[str, Any]:
+    """The fastest mode of that kind that answered every request; raises ValueError if there is none."""
+    modes = (mode for mode in results["modes"] if (mode["app"], mode["kind"]) == (app, kind))
+    return max((mode for mode in modes if not mode["errors"]), key=lambda mode: mode["rate"])
+
+
 def sentence(results: Results) -> str:
     """What the README says of the results."""
-
-    def best(app: str, kind: str) -> dict[str, Any]:
-        return max(
-            (mode for mode in results["modes"] if (mode["app"], mode["kind"]) == (app, kind)),
-            key=lambda mode: mode["rate"],
-        )
-
-    ours, copied = best("fastapi", "recommended"), best("fastapi", "copied")
-    flask, plain = best("flask", "recommended"), best("flask", "copied")
+    said = []
+    for app in ("fastapi", "flask", "django"):
+        ours, copied = best(results, app, "recommended"), best(results, app, "copied")
+        ratio = f"{ours['rate'] / copied['rate']:.1f} times"
+        said.append(f"`{app}` **{ratio}** in {ours['memory'] / copied['memory']:.0%} of the memory")
     machine = results["machine"]
     return (
-        f"On {machine['cpus']} CPUs, {machine['date']}: `fastapi` answered "
-        f"**{ours['rate'] / copied['rate']:.1f} times** the requests of the fastest command that people copy "
-        f"from guides, `flask` **{flask['rate'] / plain['rate']:.1f} times** "
-        f"in {flask['memory'] / plain['memory']:.0%} of its memory."
+        f"On {machine['cpus']} CPUs, {machine['date']}, against the fastest command that people copy from "
+        f"guides: {said[0]}, {said[1]}, {said[2]}."
     )
 
 
 def table(results: Results) -> str:
-    """The results as a Markdown table."""
+    """The modes as a Markdown table."""
     lines = [" | ".join(COLUMNS), " | ".join(["---"] + ["---:"] * (len(COLUMNS) - 1))]
     for mode in ordered(results):
         name = f"**{mode['name']}**" if mode["kind"] == "recommended" else mode["name"]
@@ -66,32 +72,158 @@ def table(results: Results) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def draw(results: Results) -> str:
-    """Requests per second as bars, by application; the 99th percentile beside each."""
-    modes = ordered(results)
-    scale = (WIDTH - LABELS - 190) / max(mode["rate"] for mode in modes)
-    height = BAR * (len(modes) + 4)
+def caption(results: Results) -> str:
+    """Where and with what it was measured."""
     machine = results["machine"]
-    caption = f"{machine['date']}, {machine['cpus']} CPUs, Python {machine['python']}, {machine['load']}"
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
-        f"<title>Requests per second by server mode</title><style>{STYLE}</style>",
-    ]
-    for number, mode in enumerate(modes):
-        y, color = BAR * number + 6, COLORS[mode["kind"]]
-        length = max(1, mode["rate"] * scale)
+    return f"{machine['date']}, {machine['cpus']} CPUs, Python {machine['python']}, {machine['load']}"
+
+
+def pictures(results: Results) -> dict[str, str]:
+    """File name -> SVG."""
+    return {
+        "modes.svg": modes(results),
+        "workers.svg": workers(results),
+        "memory.svg": memory(results),
+        "losses.svg": losses(results),
+    }
+
+
+def modes(results: Results) -> str:
+    """Requests per second as bars, by application; the 99th percentile beside each."""
+    rows, labels, bar = ordered(results), 330, 22
+    scale = (WIDTH - labels - 190) / max(mode["rate"] for mode in rows)
+    parts = []
+    for number, mode in enumerate(rows):
+        y, length = bar * number + 6, max(1, mode["rate"] * scale)
+        color = COLORS[mode["kind"]]
         text = f"{mode['rate']:.0f}/s, p99 {mode['p99']:.0f} ms"
         if mode["errors"]:
             text += f", {mode['errors']} errors"
         parts += [
-            f'<text x="{LABELS - 10}" y="{y + 12}" text-anchor="end">{escape(mode["name"])}</text>',
-            f'<rect x="{LABELS}" y="{y}" width="{length:.0f}" height="{BAR - 6}" fill="{color}"/>',
-            f'<text x="{LABELS + length + 8:.0f}" y="{y + 12}">{text}</text>',
+            _text(labels - 10, y + 12, mode["name"], "end"),
+            f'<rect x="{labels}" y="{y}" width="{length:.0f}" height="{bar - 6}" fill="{color}"/>',
+            _text(labels + length + 8, y + 12, text),
         ]
-    y = BAR * len(modes) + 24
-    for number, (kind, color) in enumerate(COLORS.items()):
-        x = LABELS + number * 130
-        parts.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" rx="2" fill="{color}"/>')
-        parts.append(f'<text x="{x + 18}" y="{y}">{kind}</text>')
-    parts.append(f'<text class="quiet" x="{LABELS}" y="{y + 26}">{escape(caption)}</text></svg>')
-    return "\n".join(parts) + "\n"
+    y = bar * len(rows) + 24
+    parts += _legend(labels, y, COLORS)
+    return _picture("Requests per second by server mode", y + 26, labels, caption(results), parts)
+
+
+def workers(results: Results) -> str:
+    """Requests per second against the number of workers, a panel for each page."""
+    cpus = results["machine"]["cpus"]
+    formulas = {cpus: "n", cpus + 1: "n+1", 2 * cpus: "2n", 2 * cpus + 1: "2n+1", 4 * cpus + 1: "4n+1"}
+    servers = sorted({row["server"] for row in results["workers"]})
+    parts = []
+    for number, (page, (milliseconds, seconds)) in enumerate(PAGES.items()):
+        series = {
+            server: [(row["workers"], row[page]) for row in results["workers"] if row["server"] == server]
+            for server in servers
+        }
+        needs = [f"{milliseconds} ms of CPU"] * bool(milliseconds) + [
+            f"{seconds * 1000:.0f} ms of waiting"
+        ] * bool(seconds)
+        parts += _lines(60 + number * 310, " + ".join(needs), series, formulas)
+    parts += _legend(60, 330, dict(zip(servers, LINES, strict=False)))
+    date = results["machine"]["date"]
+    note = f"requests/s by number of workers, 6 threads each under gthread; n = {cpus} CPUs; {date}"
+    return _picture("Requests per second by number of workers", 356, 60, note, parts)
+
+
+def memory(results: Results) -> str:
+    """Memory against the number of workers."""
+    names = list(dict.fromkeys(row["setting"] for row in results["memory"]))
+    series = {
+        name: [(row["workers"], row["memory"]) for row in results["memory"] if row["setting"] == name]
+        for name in names
+    }
+    parts = _lines(60, "MiB (PSS) of Django after load", series, {}, width=560)
+    parts += _legend(60, 330, dict(zip(names, LINES, strict=False)), 180)
+    note = f"by number of workers; {caption(results)}"
+    return _picture("Memory by number of workers", 356, 60, note, parts)
+
+
+def losses(results: Results) -> str:
+    """Requests that got no answer, as bars, per mode and event."""
+    labels, bar, column = 330, 22, 205
+    rows = results["losses"]
+    kinds = {mode["name"]: mode["kind"] for mode in results["modes"]}
+    most = max(1, *(found["lost"] for events in rows.values() for found in events.values()))
+    parts = [_text(labels + column * number, 14, event) for number, event in enumerate(EVENTS)]
+    for number, (name, events) in enumerate(rows.items(), 1):
+        y = bar * number + 2
+        parts.append(_text(labels - 10, y + 12, name, "end"))
+        for place, event in enumerate(EVENTS):
+            x, lost = labels + column * place, events[event]["lost"]
+            length = lost / most * (column - 100)
+            color = COLORS[kinds[name]]
+            text = f"{lost} of {lost + events[event]['answered']}"
+            parts.append(f'<rect x="{x}" y="{y}" width="{length:.0f}" height="{bar - 6}" fill="{color}"/>')
+            parts.append(_text(x + length + 6, y + 12, text))
+    y = bar * (len(rows) + 1) + 20
+    parts += _legend(
+        labels, y, {kind: color for kind, color in COLORS.items() if kind in set(kinds.values())}
+    )
+    note = f"requests without an answer, of those sent by 16 clients; {results['machine']['date']}"
+    return _picture("Requests lost by mode and event", y + 26, labels, note, parts)
+
+
+def _lines(
+    x: int,
+    title: str,
+    series: Mapping[str, Sequence[tuple[int, float]]],
+    marks: Mapping[int, str],
+    *,
+    width: int = 260,
+) -> list[str]:
+    """One panel: a line for each series over evenly spaced counts, `marks` written below theirs."""
+    top, bottom = 40, 260
+    counts = sorted({count for points in series.values() for count, _ in points})
+    highest = max(value for points in series.values() for _, value in points)
+    step = width / max(1, len(counts) - 1)
+    parts = [
+        _text(x, 20, title),
+        f'<path class="axis" d="M{x} {top}V{bottom}H{x + width}" fill="none"/>',
+        _text(x - 6, top + 8, f"{highest:.0f}", "quiet end"),
+        _text(x - 6, bottom, "0", "quiet end"),
+    ]
+    for number, count in enumerate(counts):
+        parts.append(_text(x + number * step, bottom + 18, str(count), "middle"))
+        if count in marks:
+            parts.append(_text(x + number * step, bottom + 36, marks[count], "quiet middle"))
+    for color, points in zip(LINES, series.values(), strict=False):
+        places = [
+            (x + counts.index(count) * step, bottom - value / highest * (bottom - top))
+            for count, value in points
+        ]
+        path = " ".join(f"{a:.0f},{b:.0f}" for a, b in places)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
+        parts += [f'<circle cx="{a:.0f}" cy="{b:.0f}" r="3" fill="{color}"/>' for a, b in places]
+    return parts
+
+
+def _legend(x: int, y: int, colors: Mapping[str, str], step: int = 130) -> list[str]:
+    parts = []
+    for number, (name, color) in enumerate(colors.items()):
+        parts.append(
+            f'<rect x="{x + number * step}" y="{y - 10}" width="12" height="12" rx="2" fill="{color}"/>'
+        )
+        parts.append(_text(x + number * step + 18, y, name))
+    return parts
+
+
+def _text(x: float, y: float, text: str, classes: str = "") -> str:
+    attribute = f' class="{classes}"' if classes else ""
+    return f'<text{attribute} x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>'
+
+
+def _picture(title: str, y: int, x: int, note: str, parts: Sequence[str]) -> str:
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 14}" role="img">'
+    lines = [
+        head,
+        f"<title>{title}</title><style>{STYLE}</style>",
+        *parts,
+        _text(x, y, note, "quiet"),
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"

@@ -170,9 +170,7 @@ def test_the_locks_come_from_one_resolution() -> None:
 
 def test_the_top_level_stays_small() -> None:
     """Eighteen names that `ls` shows; a Dockerfile of sixty lines; fifteen make targets; no more."""
-    names = {
-        line.split("/")[0] for line in run("git", "ls-files").splitlines() if not line.startswith(".")
-    }
+    names = {line.split("/")[0] for line in run("git", "ls-files").splitlines() if not line.startswith(".")}
     assert len(names) <= 18, sorted(names)
     assert len((ROOT / "Dockerfile").read_text().splitlines()) <= 60
     assert len(re.findall(r"^[a-z-]+:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)) <= 15
