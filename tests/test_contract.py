@@ -76,9 +76,8 @@ def test_the_edge_refuses_before_the_servers_do() -> None:
 
 def test_the_edge_serves_each_service_where_compose_publishes_it() -> None:
     """The listener behind SERVICE_PORT leads to the service, and four replicas of it."""
-    listeners = dict(
-        re.findall(r"^http://:(80\d\d).*{\n(?:\t.*\n)*?\timport service (\S+)", CADDYFILE, re.MULTILINE)
-    )
+    sites = r"^http://:(80\d\d)\b.*{\n(?:\t.*\n)*?\timport service (\S+)"
+    listeners = dict(re.findall(sites, CADDYFILE, re.MULTILINE))
     ports = {name: name.upper().replace("-", "_") + "_PORT" for name in listeners.values()}
     assert ports.keys() == long_running().keys() - {"edge"}
     text = (ROOT / "docker-compose.yml").read_text()
