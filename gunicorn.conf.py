@@ -104,7 +104,7 @@ def post_request(worker, req, environ, resp):
 
     A third of such answers got lost behind a proxy: Gunicorn itself reads no more than 64 KiB.
     """
-    client = environ.get("gunicorn.socket")  # None under asgi, which reads the rest itself
+    client = environ and environ.get("gunicorn.socket")  # none under asgi, which reads the rest itself
     if client and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
         client.settimeout(1)
         with contextlib.suppress(Exception):

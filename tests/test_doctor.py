@@ -196,7 +196,7 @@ BROKEN = [
     ),
     (
         GUNICORN,
-        "threads = 4",
+        "threads = 6",
         "threads = four",
         "gunicorn.conf.py: must be what Gunicorn can run: name 'four' is not defined",
     ),

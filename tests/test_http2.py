@@ -144,7 +144,9 @@ def test_sync_promises_http_2_and_fails(site: Path) -> None:
 def test_cleartext(name: str, cleartext: str, expected: tuple[str, ...], site: Path) -> None:
     """Known limits (gunicorn 27.0.1, uvicorn 0.54.0): `prior-knowledge` ends HTTP/1.1, zttp lacks upgrade."""
     environ = {"UVICORN_SSL_CERTFILE": "", "UVICORN_SSL_KEYFILE": ""}
-    environ["GUNICORN_CMD_ARGS"] = f"--http-protocols h2,h1 --http2-cleartext {cleartext}"
+    # Only a peer that Gunicorn itself trusts may speak it; serving/ leaves it none.
+    flags = f"--http-protocols h2,h1 --http2-cleartext {cleartext} --forwarded-allow-ips 127.0.0.1"
+    environ["GUNICORN_CMD_ARGS"] = flags
     with server(site, LINES[name], **environ) as running:
         poll(lambda: ask(site, running.port, PRIOR, scheme="http") != NOTHING, log=running.log)
         answers = tuple(ask(site, running.port, way, scheme="http") for way in (PRIOR, UPGRADE, PLAIN))
