@@ -52,10 +52,10 @@ def busy() -> float:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(mode: Mode, seconds: float, *, equal: bool = True) -> dict[str, float]:
+def measure(mode: Mode, seconds: float, *, tries: int = TRIES, equal: bool = True) -> dict[str, float]:
     """One turn of one mode: start, warm up, load, weigh, stop; again, when others disturbed it."""
     turns = []
-    for _ in range(TRIES):
+    for _ in range(tries):
         with mode.running(equal=equal) as server:
             load(server.url + "/", 1)
             total, own, wrk = busy(), server.cpu(), _children()
@@ -104,13 +104,17 @@ def say(line: str) -> None:
 
 
 def in_turns(modes: list[Mode], rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """The summaries of all modes after `rounds` turns each; copied commands also without `equal`."""
+    """The summaries of all modes after `rounds` turns each; copied commands also without `equal`.
+
+    A single round is a quick look: nothing is repeated, copied commands run once.
+    """
+    quick = rounds == 1
     turns: dict[str, list[dict[str, float]]] = {mode.name: [] for mode in modes}
     verbatim: dict[str, list[float]] = {mode.name: [] for mode in modes if mode.equal}
     for turn in range(rounds):
         for number, mode in enumerate(modes, 1):
-            turns[mode.name].append(measure(mode, seconds))
-            if mode.equal:
+            turns[mode.name].append(measure(mode, seconds, tries=1 if quick else TRIES))
+            if mode.equal and not quick:
                 verbatim[mode.name].append(measure(mode, seconds, equal=False)["rate"])
             progress = f"round {turn + 1}/{rounds}, {number}/{len(modes)}"
             last = turns[mode.name][-1]

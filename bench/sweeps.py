@@ -9,7 +9,7 @@ from bench.apps import PAGES
 from bench.modes import MODES, ROOT, Mode
 
 WORKERS = (1, 2, 3, 4, 5, 6, 9, 12)
-QUICK = (1, 3, 5)
+QUICK = (1, 3)
 WORKERS_TO_WEIGH = (1, 2, 4, 8)
 SERVERS = {"gthread": "gthread without a framework", "uvicorn": "uvicorn without a framework"}
 
