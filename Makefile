@@ -36,7 +36,7 @@ doctor: .venv/up ## Check that the files agree: timeouts, limits, trust, how the
 smoke: .venv/test ## Ask any deployment what it owes: make smoke URL=https://...; CA=FILE or INSECURE=1
 	@.venv/bin/python -m tests.smoke "$(URL)"
 
-bench: .venv/bench ## Measure every server mode side by side, a quarter of an hour; QUICK=1: two
+bench: .venv/bench ## Measure every server mode side by side, a quarter of an hour; QUICK=1: two minutes
 	@command -v wrk >/dev/null || { echo "wrk not found: apt install wrk, or brew install wrk" >&2; exit 1; }
 	.venv/bin/python -m bench $(if $(QUICK),--quick)
 

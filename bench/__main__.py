@@ -57,7 +57,8 @@ def measure(mode: Mode, seconds: float, *, tries: int = TRIES, equal: bool = Tru
     turns = []
     for _ in range(tries):
         with mode.running(equal=equal) as server:
-            load(server.url + "/", 1)
+            if tries > 1:
+                load(server.url + "/", 1)
             total, own, wrk = busy(), server.cpu(), _children()
             figures = load(server.url + "/", seconds)
             own = server.cpu() - own + _children() - wrk
