@@ -19,11 +19,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench import report, sweeps
+from bench import guide, report, sweeps
 from bench.losses import losses
 from bench.modes import MODES, ROOT, Mode
 
-RESULTS = Path(__file__).parent / "results"
 CONNECTIONS = 64
 PACKAGES = ("django", "fastapi", "flask", "granian", "gunicorn", "httptools", "uvicorn", "uvloop")
 # A turn in which anything else used more than this share of the CPUs is repeated, twice at most.
@@ -155,9 +154,11 @@ def main() -> None:
                 lost = {event: figures["lost"] for event, figures in results["losses"][mode.name].items()}
                 say(f"{mode.name}, requests lost: {lost}")
     print(report.table(results))
-    directory = Path(tempfile.mkdtemp(prefix="bench-")) if partial else RESULTS
+    directory = Path(tempfile.mkdtemp(prefix="bench-")) if partial else guide.RESULTS
     directory.mkdir(exist_ok=True)
     (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    if not partial:
+        return guide.main()
     for name, picture in report.pictures(results).items():
         (directory / name).write_text(picture)
     print(f"\nwritten: {directory}/results.json and the pictures beside it")

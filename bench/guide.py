@@ -1,7 +1,6 @@
-"""`make guide`: docs/choosing.md and the README's pictures from the checked-in results."""
+"""docs/choosing.md and the pictures, from the checked-in results; `make bench` ends with it."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from bench import report
@@ -12,8 +11,8 @@ GUIDE = ROOT / "docs/choosing.md"
 
 HEAD = """# Which server, which worker, how many
 
-Written by `make guide` from [`bench/results/results.json`](../bench/results/results.json), which `make bench`
-measures; do not edit. {machine}. Your machine differs: the ratios count, and one command measures them again.
+Written by `make bench` from what it measured ([`results.json`](../bench/results/results.json)); do not edit.
+{machine}. Your machine differs: the ratios count, and one command measures them again.
 
 ## The way to a mode
 
@@ -147,7 +146,7 @@ def main() -> None:
         (RESULTS / name).write_text(picture)
     GUIDE.parent.mkdir(exist_ok=True)
     GUIDE.write_text(guide(results))
-    print(f"written: {GUIDE.relative_to(Path.cwd())}")
+    print(f"written: {GUIDE}")
 
 
 if __name__ == "__main__":
