@@ -185,8 +185,11 @@ class Containers:
         services = ("edge", *services) if services else ()
         output = self.compose("up", "--build", "--detach", "--wait", *services, expect=None, **options)
         for service in services or ("edge", *self.urls):
-            if self.health(service) != "healthy":
-                pytest.fail(f"{service} is not healthy\n{output}\n{self.log(service)}")
+            # On a busy machine a check may fail, and the wait with it, although all is well a moment later.
+            poll(
+                lambda name=service: self.health(name) == "healthy",
+                log=lambda name=service: f"{name} is not healthy\n{self.log(name)}\n{output[-2000:]}",
+            )
         return output
 
     def direct(self, service: str) -> str:

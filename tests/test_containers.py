@@ -59,7 +59,8 @@ class Clone(Containers):
 def clone(containers: Containers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     """A stack to break and to edit: with a .env, and with quick health checks; leave it healthy."""
     directory = tmp_path_factory.mktemp("clone")
-    quick = {"healthcheck": {"interval": "1s", "timeout": "2s", "retries": 2}}
+    # Not quicker: on a busy machine, Python itself may take two seconds to start.
+    quick = {"healthcheck": {"interval": "2s", "timeout": "5s", "retries": 2}}
     (directory / "quick.yml").write_text(json.dumps({"services": dict.fromkeys(containers.urls, quick)}))
     stack = Clone(directory / "repository", directory / "quick.yml")
     (stack.directory / ".env").write_text("PORT=9999\nWORKLOAD=io\nMEMORY=640m\n")
