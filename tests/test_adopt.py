@@ -191,6 +191,7 @@ def test_a_strangers_application_keeps_every_promise(adopted: tuple[str, Adopted
 
 
 def test_the_document_is_one_page() -> None:
-    """An engineer in a hurry reads it."""
-    assert len(DOCUMENT.splitlines()) < 160
-    assert TABLE.keys() == STRANGERS.keys()
+    """An engineer in a hurry reads it, and finds each kind of service that there is."""
+    assert len(DOCUMENT.splitlines()) < 150
+    services = re.findall(r"^  ([\w-]+):$", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE)
+    assert [*TABLE] == [row for row, stranger in STRANGERS.items() if stranger.service in services]
