@@ -165,6 +165,7 @@ def adopted(request: pytest.FixtureRequest, engine: None, tmp_path: Path) -> Ite
         stack.sh(start)
         yield row, stack
     finally:
+        print(stack.log())
         stack.down()
 
 
