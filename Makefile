@@ -30,8 +30,8 @@ T ?= tests
 test: .venv/test ## Run the tests, or some of them: make test T=tests/test_smoke.py
 	.venv/bin/pytest $(T)
 
-doctor: .venv/up ## Check that the files agree: timeouts, limits, trust, how the server is started
-	@.venv/bin/python -m serving.doctor
+doctor: .venv/up ## Check that the files agree: timeouts, limits, trust; DIR=... for another project
+	@cd $(or $(DIR),.) && PYTHONPATH=$(CURDIR) $(CURDIR)/.venv/bin/python -m serving.doctor
 
 smoke: .venv/test ## Ask any deployment what it owes: make smoke URL=https://...; CA=FILE or INSECURE=1
 	@.venv/bin/python -m tests.smoke "$(URL)"

@@ -63,3 +63,10 @@ class Service:
         headers.append(("Cache-Control", "no-store"))
         start_response("200 OK" if status == 200 else "503 Service Unavailable", headers)
         return [body]
+
+
+def service(application: str) -> Service:
+    """Wrap what Gunicorn finds by this name, untouched: `gunicorn "serving.wsgi:service('shop.wsgi')"`."""
+    from gunicorn.util import import_app
+
+    return Service(import_app(application))

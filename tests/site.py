@@ -76,8 +76,11 @@ class Site:
 
     @cached_property
     def page(self) -> Answer:
-        """What stands at the address, after at most three redirects within the site."""
-        path = "/"
+        """What stands at the address."""
+        return self.follow("/")
+
+    def follow(self, path: str) -> Answer:
+        """The answer, after at most three redirects within the site."""
         for _ in range(4):
             answer = self.ask(path)
             target = urljoin(self.url + path, answer.headers.get("Location", "//elsewhere"))

@@ -21,7 +21,7 @@ from websockets.sync.server import serve
 
 from tests.conftest import ROOT, Containers, free_port, run
 from tests.site import Site
-from tests.smoke import PROMISES, Broken, examine, place
+from tests.smoke import PROMISES, Broken, NotApplicable, examine, place
 
 STYLE = "/static/site.0123456789ab.css"
 PAGE = f'<!doctype html><link rel="stylesheet" href="{STYLE}">'
@@ -89,6 +89,8 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == STYLE:
             age = 60 if "forgotten" in faults else 31536000
             self.answer(200, "a { color: red }\n" * 100, **{"Cache-Control": f"max-age={age}"})
+        elif "slashes" in faults and not self.path.endswith("/"):
+            self.answer(301, "", Location=f"{self.path}/")
         elif "believed scheme" in faults and self.headers.get("X-Forwarded-Proto") == "https":
             self.answer(301, "", Location=f"https://{self.headers['Host']}/")
         elif self.path == "/":
@@ -204,6 +206,14 @@ def test_a_websocket_without_bounds_is_reported() -> None:
         with pytest.raises(Broken, match="/ws: goodbye 1000, message without bound None"):
             PROMISES["WebSocket"][0](Site(f"http://127.0.0.1:{port}"))
         listening.shutdown()
+
+
+def test_a_site_may_add_slashes() -> None:
+    """What an unknown address is redirected to counts, and a redirect is no WebSocket."""
+    with server("slashes") as url:
+        PROMISES["errors"][0](Site(url))
+        with pytest.raises(NotApplicable, match=r"/ws: .*redirect"):
+            PROMISES["WebSocket"][0](Site(url))
 
 
 def test_the_report_names_the_line_to_change() -> None:

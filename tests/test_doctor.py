@@ -384,6 +384,13 @@ def test_each_of_our_files_may_stand_alone(name: str, tmp_path: Path) -> None:
     assert not lines[-1].endswith("nothing to look at")
 
 
+def test_make_looks_at_another_project(tmp_path: Path) -> None:
+    """`make doctor DIR=...`, where nobody has copied serving/, and with a finding."""
+    (tmp_path / GUNICORN).write_text("threads = 2\nworker_tmp_dir = '/dev/shm'\n")
+    assert "gunicorn.conf.py: not here" not in (output := run("make", "doctor", f"DIR={tmp_path}", expect=2))
+    assert "Gunicorn's default: keepalive=2: must be longer" in output
+
+
 def test_what_can_not_be_read_is_said(copy: Path) -> None:
     """Without Docker, without Gunicorn and Uvicorn, a line for each; findings make the exit code 1."""
     (copy / DOCKERFILE).write_text("FROM python\nUSER 1000\n" + EXEC)

@@ -104,6 +104,17 @@ def test_a_flag_beats_the_variable(together: Path) -> None:
         assert server.log().count("workers=3 (command line)") == 1, server.log()
 
 
+@pytest.mark.parametrize("name", ["app:app", "app:create()"])
+def test_an_application_is_wrapped_by_its_name(name: str, together: Path) -> None:
+    """`serving.wsgi:service('app:app')` gives probes to an application or a factory that knows of none."""
+    with (together / "app.py").open("a") as module:
+        module.write("\ndef create(): return app\n")
+    with Server("serving.gunicorn", f"serving.wsgi:service({name!r})", cwd=together) as server:
+        server.wait()
+        assert httpx2.get(server.url + "/readyz", trust_env=False).json() == {"status": "ok", "failed": {}}
+        assert ask(server)[0] in workers(server)
+
+
 def test_workers_share_a_frozen_heap(together: Path) -> None:
     """The master loads the application, and no collector copies what it holds."""
     with Server("gunicorn", "app:app", cwd=together, WEB_CONCURRENCY="1") as server:
