@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,9 +112,10 @@ class Load:
         if answer.status_code == status and right:
             return ""
         # The edge's problem document, or Django's own page where the database is away.
-        document = f'{{"title": "{answer.reason_phrase}", "status": {answer.status_code}}}'
-        clean = answer.headers.get("content-type") == "application/problem+json" and answer.text == document
-        clean = clean or (answer.text == "<h1>Service Unavailable</h1>" and "retry-after" in answer.headers)
+        clean = answer.text == "<h1>Service Unavailable</h1>" and "retry-after" in answer.headers
+        with suppress(ValueError, KeyError, TypeError):
+            problem = answer.headers["content-type"] == "application/problem+json"
+            clean = clean or (problem and answer.json()["status"] == answer.status_code)
         if answer.status_code not in (502, 503, 504) or not clean:
             self.wrong.append(f"{answer.request.method} {answer.status_code} {answer.text[:500]!r}")
         return str(answer.status_code)
@@ -392,7 +393,7 @@ class Fault(NamedTuple):
     # The first of them in a plain run, or as many as `plain` says.
     services: tuple[str, ...]
     plain: int = 1
-    # Requests that may be lost: those that the dead worker had; None: as long as the service is away.
+    # How many may get 502 or 504: those that the dead worker had; None: as long as the service is away.
     most: int | None = None
     # Which of them may be lost.
     methods: tuple[str, ...] = ("GET", "POST")
@@ -531,8 +532,8 @@ def test_a_fault_costs_little_and_passes(
             after.callback(stack.adjust, name, "--no-recreate", "--scale", f"{name}=1")
             stack.adjust(name, "--no-recreate", "--scale", f"{name}={fault.replicas}")
         load = after.enter_context(Load(stack, name))
-        load.more(5 * CLIENTS)
-        assert load.lost() == {}, "before the fault"
+        load.whole()
+        load.results.clear()
         begin = time.monotonic()
         ended = fault.inject(stack, name, load)
         mended = time.monotonic()
@@ -544,7 +545,7 @@ def test_a_fault_costs_little_and_passes(
     clean = re.compile(rf"({'|'.join(fault.methods)}) (50[234]{dead})")
     assert [kind for kind in lost if not clean.fullmatch(kind)] == [], lost
     if fault.most is not None:
-        assert lost.total() <= fault.most, lost
+        assert sum(number for kind, number in lost.items() if not kind.endswith("503")) <= fault.most, lost
     if name == "django":
         stored = Counter(load.stored())
         assert [mark for mark in load.accepted if stored[mark] != 1] == []
