@@ -25,7 +25,7 @@ logs: logs-$(RUNTIME) ## Follow the logs
 manage: manage-$(RUNTIME) ## Run a Django command: make manage ARGS=createsuperuser
 
 ##@ Check
-.PHONY: test doctor smoke bench lint
+.PHONY: test doctor smoke chaos bench lint
 T ?= tests
 test: .venv/test ## Run the tests, or some of them: make test T=tests/test_smoke.py
 	.venv/bin/pytest $(T)
@@ -35,6 +35,9 @@ doctor: .venv/up ## Check that the files agree: timeouts, limits, trust; DIR=...
 
 smoke: .venv/test ## Ask any deployment what it owes: make smoke URL=https://...; CA=FILE or INSECURE=1
 	@.venv/bin/python -m tests.smoke "$(URL)"
+
+chaos: .venv/test ## Break everything under load, seven minutes, and write docs/reliability.md
+	CHAOS=1 .venv/bin/pytest --verbose tests/test_faults.py
 
 bench: .venv/bench ## Measure every server mode and write docs/choosing.md, a quarter of an hour; QUICK=1: two minutes
 	@command -v wrk >/dev/null || { echo "wrk not found: apt install wrk, or brew install wrk" >&2; exit 1; }

@@ -24,7 +24,7 @@ variables, and those by flags. JSON has no comments, so the reasons stand here:
 | `proxy_headers` | off: `serving/asgi.py` corrects the client's address, and it also removes a stranger's headers |
 | `timeout_keep_alive` | seconds; must exceed the proxy's idle timeout for upstreams (nginx 60 s) |
 | `timeout_graceful_shutdown` | seconds for requests in flight on SIGTERM; below Compose's `stop_grace_period`; unset waits for ever |
-| `timeout_worker_healthcheck` | seconds until a worker with a blocked event loop is replaced, and in which a worker must boot on SIGHUP; 5 are too few for a large import |
+| `timeout_worker_healthcheck` | seconds until a worker with a blocked event loop is replaced (a single process ends itself), and in which a worker must boot on SIGHUP; 5 are too few for a large import |
 
 `workers` is left out: it is computed from the container's limits, one per CPU. Add the key to
 overrule that.

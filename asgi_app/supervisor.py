@@ -3,15 +3,20 @@
 - A worker that could not start makes the parent exit 3; the stock one exits 0.
 - A worker whose event loop is blocked is replaced; the stock check is answered by a thread beside it.
 - The check never waits; the stock one is deaf to signals while a silent worker has time left.
+- A single process, which has no parent to watch it, ends itself when its event loop is blocked.
 """
 
 import asyncio
+import faulthandler
 import gc
 import logging
+import multiprocessing
+import os
 import sys
 import threading
 from contextlib import suppress
 from socket import socket
+from time import sleep
 
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import Server
@@ -39,6 +44,29 @@ class ObservedServer(Server):
         # A fifth more requests per second: the median of five pairs went from 5,036 to 6,139.
         gc.collect()
         gc.freeze()
+        if multiprocessing.parent_process() is None:
+            threading.Thread(target=self.watch, args=[asyncio.get_running_loop()], daemon=True).start()
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End the process when its event loop is blocked: an engine restarts only what has ended.
+
+        A native call that never hands the interpreter back stops this thread as well; only a
+        parent, with two workers or more, sees that.
+        """
+        silent = 0  # rounds, not seconds: see Worker.responsive
+        answered = threading.Event()
+        answered.set()
+        while silent * ROUND < self.config.timeout_worker_healthcheck:
+            if answered.is_set():
+                silent = 0
+                answered.clear()
+                with suppress(RuntimeError):  # closed: the process is about to end
+                    loop.call_soon_threadsafe(answered.set)
+            silent += 1
+            sleep(ROUND)
+        logger.error("The event loop is blocked, here; ending")
+        faulthandler.dump_traceback()
+        os._exit(1)
 
 
 class Worker(Process):

@@ -2,19 +2,15 @@
 
 import os
 import re
-import shutil
-import socket
 import stat
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.conftest import ROOT, Server, free_port, lacking, poll, run
+from tests.conftest import ROOT, Postgres, Server, free_port, poll, run
 
 MANAGE = (sys.executable, "-m", "wsgi_app.django_site")
 GUNICORN = ("serving.gunicorn", "wsgi_app.django_site.wsgi")
@@ -141,59 +137,26 @@ def test_sqlite_waits_for_its_turn(tmp_path: Path) -> None:
     assert run(sys.executable, "-c", code, env=base).split() == ["64", "wal"]
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """The URL of a real PostgreSQL server of this machine's package."""
-    found = [Path(shutil.which("initdb") or "/").parent, *Path("/usr/lib/postgresql").glob("*/bin")]
-    binaries = next((path for path in reversed(found) if (path / "initdb").exists()), None)
-    if binaries is None:
-        lacking("no PostgreSQL server on this machine")
-    # Not below pytest's own directory, which only its user may enter.
-    data = Path(tempfile.mkdtemp())
-    user = {}
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        user = {"user": "nobody", "cwd": "/"}
-        shutil.chown(data, "nobody")
-    run(binaries / "initdb", "--pgdata", data / "db", "--username", "app", "--auth", "trust", **user)
-    port = free_port()
-    log = (data / "log").open("w")
-    server = subprocess.Popen(
-        [binaries / "postgres", "-D", data / "db", "-p", str(port), "-h", "127.0.0.1", "-k", data],
-        stdout=log,
-        stderr=log,
-        **user,
-    )
-    try:
-
-        def listening() -> bool:
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", port)) == 0
-
-        poll(listening, log=lambda: (data / "log").read_text())
-        yield f"postgres://app:a%20secret@127.0.0.1:{port}/postgres"
-    finally:
-        server.terminate()
-        server.wait(30)
-        log.close()
-        shutil.rmtree(data)
-
-
 @pytest.mark.usefixtures("_static")
-def test_postgresql_serves_when_the_url_says_so(postgres: str, tmp_path: Path) -> None:
-    """DATABASE_URL from a file: migrated, written, read; ready, and unready once it is unreachable."""
-    (tmp_path / "url").write_text(postgres + "\n")
+def test_postgresql_serves_when_the_url_says_so(tmp_path: Path) -> None:
+    """DATABASE_URL from a file: migrated, written, read; once it is unreachable, unready and 503."""
     settings = {"DATABASE_URL_FILE": str(tmp_path / "url"), "DATA_DIR": str(tmp_path / "data")}
-    poll(lambda: "OK" in run(*MANAGE, "migrate", env=os.environ | settings, expect=None))
-    with Server(*GUNICORN, **settings).wait("/readyz") as server:
-        page = httpx2.get(server.url + "/")
-        form = {"author": "Elephant", "message": "in PostgreSQL", "csrfmiddlewaretoken": token(page)}
-        cookies = {"cookie": f"csrftoken={page.cookies['csrftoken']}"}
-        assert httpx2.post(server.url + "/", data=form, headers=cookies).status_code == 302, server.log()
-        assert "in PostgreSQL" in httpx2.get(server.url + "/").text
+    with Postgres() as postgres:
+        (tmp_path / "url").write_text(postgres.url + "\n")
+        poll(lambda: "OK" in run(*MANAGE, "migrate", env=os.environ | settings, expect=None))
+        with Server(*GUNICORN, **settings).wait("/readyz") as server:
+            page = httpx2.get(server.url + "/")
+            form = {"author": "Elephant", "message": "in PostgreSQL", "csrfmiddlewaretoken": token(page)}
+            cookies = {"cookie": f"csrftoken={page.cookies['csrftoken']}"}
+            assert httpx2.post(server.url + "/", data=form, headers=cookies).status_code == 302, server.log()
+            assert "in PostgreSQL" in httpx2.get(server.url + "/").text
     assert not (tmp_path / "data/db.sqlite3").exists()
-    gone = re.sub(r":\d+/", f":{free_port()}/", postgres)
+    gone = re.sub(r":\d+/", f":{free_port()}/", postgres.url)
     with Server(*GUNICORN, DATABASE_URL=gone, DATA_DIR=str(tmp_path / "data")).wait() as server:
         answer = httpx2.get(server.url + "/readyz", timeout=20)
         assert answer.status_code == 503
         assert answer.json() == {"status": "unready", "failed": {"database": "OperationalError"}}
         assert httpx2.get(server.url + "/livez").status_code == 200
+        page = httpx2.get(server.url + "/", timeout=20)
+        assert (page.status_code, page.headers["retry-after"]) == (503, "5")
+        assert "Traceback" not in page.text

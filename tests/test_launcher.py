@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import httpx2
@@ -213,6 +214,32 @@ def test_a_worker_with_a_blocked_event_loop_is_replaced(tmp_path: Path) -> None:
         assert {ask(server)[1] for _ in range(20)} == {"one"}
         server.process.send_signal(signal.SIGTERM)
         assert server.exit_code() == 0
+
+
+def test_a_single_process_with_a_blocked_event_loop_ends(tmp_path: Path) -> None:
+    """It says what blocks it; whoever started it, an engine or supervisor, starts it again."""
+    prepare(tmp_path, BLOCKING, workers=1, timeout_worker_healthcheck=2)
+    with launch(tmp_path) as server:
+        server.wait()
+        with pytest.raises(httpx2.TransportError):
+            httpx2.get(server.url + "/block", trust_env=False, timeout=15)
+        assert server.exit_code() == 1
+        assert "event loop is blocked" in server.log()
+        assert 'application.py", line' in server.log()
+
+
+def test_a_process_that_was_paused_goes_on(tmp_path: Path) -> None:
+    """A single process that stood still for longer than the limit is not taken for a blocked one."""
+    prepare(tmp_path, workers=1, timeout_worker_healthcheck=2)
+    with launch(tmp_path) as server:
+        server.wait()
+        server.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(4)
+        server.process.send_signal(signal.SIGCONT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(2)
+        assert ask(server)[1] == "one"
 
 
 def test_a_stop_is_heard_while_a_worker_is_blocked(tmp_path: Path) -> None:

@@ -1,25 +1,27 @@
 """Without an engine: the same servers, started and stopped by the same two commands."""
 
+import os
 import re
 import shutil
+import signal
 import socket
 from pathlib import Path
 
 import httpx2
 
-from tests.conftest import Processes, free_port, poll, run
+from tests.conftest import Processes, answers, free_port, poll, run
 
 
-def processes_of(directory: Path) -> list[str]:
-    """Command lines of everything that runs in this copy."""
-    lines = []
+def processes_of(directory: Path) -> dict[int, str]:
+    """Command lines of everything that runs in this copy, by process id."""
+    lines = {}
     for cwd in Path("/proc").glob("[0-9]*/cwd"):
         try:
             if cwd.readlink() == directory:
-                lines.append((cwd.parent / "cmdline").read_text().replace("\0", " "))
+                lines[int(cwd.parent.name)] = (cwd.parent / "cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
-    return [line for line in lines if line]
+    return {pid: line for pid, line in lines.items() if line}
 
 
 def test_up_says_why_and_where_and_is_harmless_when_repeated(processes: Processes) -> None:
@@ -93,6 +95,23 @@ def test_a_failing_start_is_told_and_leaves_nothing_running(tmp_path: Path) -> N
         output = run("make", "up", "RUNTIME=process", cwd=stack.directory, env=stack.environ, expect=2)
     assert f"HOST and PORT='127.0.0.1:{port}': must be free to listen on" in output
     poll(lambda: not processes_of(stack.directory))
+
+
+def test_processes_start_again_after_a_crash(tmp_path: Path) -> None:
+    """SIGKILL to all of them at once leaves a socket and a pid file behind; `make up` does not mind."""
+    stack = Processes(tmp_path / "copy")
+    try:
+        stack.up()
+        for pid in processes_of(stack.directory):
+            os.kill(pid, signal.SIGKILL)
+        poll(lambda: not processes_of(stack.directory))
+        assert (stack.directory / ".run/supervisor.sock").exists()
+        assert (stack.directory / ".run/supervisord.pid").exists()
+        stack.up()
+        for url in stack.urls.values():
+            assert answers(url + "/readyz"), stack.log()
+    finally:
+        stack.down()
 
 
 def test_a_machine_without_a_fitting_python_is_told_what_to_install(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """The one Django application of this site, and what it depends on."""
 
 from django.apps import AppConfig
+from django.conf import settings
+from django.contrib.staticfiles.storage import staticfiles_storage
+from django.core.exceptions import ImproperlyConfigured
 from django.db import close_old_connections, connection
 
 
@@ -18,3 +21,9 @@ def database() -> None:
     close_old_connections()
     with connection.cursor() as cursor:
         cursor.execute("SELECT name FROM django_migrations LIMIT 1")
+
+
+def static_files() -> None:
+    """Raise unless pages can name their static files: without the manifest each of them answers 500."""
+    if not settings.DEBUG and not staticfiles_storage.hashed_files:
+        raise ImproperlyConfigured("no manifest of static files: run collectstatic, then restart")

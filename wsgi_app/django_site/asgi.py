@@ -6,8 +6,9 @@ from asgiref.sync import sync_to_async
 from django.core.asgi import get_asgi_application
 
 from serving.asgi import Service
-from wsgi_app.django_site.apps import database
+from wsgi_app.django_site.apps import database, static_files
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "wsgi_app.django_site.settings")
 
-application = Service(get_asgi_application(), checks={"database": sync_to_async(database)})
+CHECKS = {"database": sync_to_async(database), "static files": sync_to_async(static_files)}
+application = Service(get_asgi_application(), checks=CHECKS)

@@ -9,3 +9,5 @@ urlpatterns = [
     path("", guestbook, name="guestbook"),
     path("admin/", admin.site.urls),
 ]
+
+handler500 = "wsgi_app.django_site.views.server_error"

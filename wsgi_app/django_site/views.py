@@ -1,9 +1,13 @@
 """The guestbook page."""
 
+import sys
+
 from django.core.paginator import Paginator
+from django.db import InterfaceError, OperationalError
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.views import defaults
 from django.views.decorators.http import require_http_methods
 
 from wsgi_app.django_site.models import Entry
@@ -29,3 +33,11 @@ def guestbook(request: HttpRequest) -> HttpResponse:
     page = Paginator(Entry.objects.all(), ENTRIES_PER_PAGE).get_page(request.GET.get("page"))
     status = 422 if form.errors else 200
     return render(request, "guestbook.html", {"form": form, "page": page}, status=status)
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """503 where a database is away, locked or full, because that passes; 500 for everything else."""
+    if not isinstance(sys.exception(), (InterfaceError, OperationalError)):
+        return defaults.server_error(request)
+    content, headers = "<h1>Service Unavailable</h1>", {"Retry-After": "5"}
+    return HttpResponse(content, status=503, headers=headers)

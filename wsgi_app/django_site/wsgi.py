@@ -5,8 +5,8 @@ import os
 from django.core.wsgi import get_wsgi_application
 
 from serving.wsgi import Service
-from wsgi_app.django_site.apps import database
+from wsgi_app.django_site.apps import database, static_files
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "wsgi_app.django_site.settings")
 
-application = Service(get_wsgi_application(), checks={"database": database})
+application = Service(get_wsgi_application(), checks={"database": database, "static files": static_files})
