@@ -3,6 +3,7 @@
 - A worker that could not start makes the parent exit 3; the stock one exits 0.
 - A worker whose event loop is blocked is replaced; the stock check is answered by a thread beside it.
 - The check never waits; the stock one is deaf to signals while a silent worker has time left.
+- The reloader sees what is edited while the application loads; the stock one looks afterwards.
 """
 
 import asyncio
@@ -11,11 +12,13 @@ import logging
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 from socket import socket
 
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import Server
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
+from uvicorn.supervisors.statreload import StatReload
 
 # Seconds between two rounds of Multiprocess.run.
 ROUND = 0.5
@@ -107,3 +110,16 @@ class Supervisor(Multiprocess):
             logger.error("Worker [%s] ended with %s", process.pid, process.exitcode)
             self.processes[index] = Worker(self.config, self.sockets)
             self.processes[index].start()
+
+
+class Reloader(StatReload):
+    """The parent process under `--reload`."""
+
+    def restart(self) -> None:
+        """Start the server anew; what is edited from now on counts."""
+        before: dict[Path, float] = {}
+        for file in self.iter_py_files():
+            with suppress(FileNotFoundError):
+                before[file] = file.stat().st_mtime
+        super().restart()
+        self.mtimes = before

@@ -5,13 +5,14 @@ import re
 import shutil
 import signal
 import socket
+import sys
 from collections import Counter
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.conftest import ROOT, Server, answers, poll
+from tests.conftest import ROOT, Server, answers, poll, run
 
 APP = """
 import gc, os
@@ -102,6 +103,15 @@ def test_a_flag_beats_the_variable(together: Path) -> None:
         server.wait()
         poll(lambda: len(workers(server)) == 3, log=server.log)
         assert server.log().count("workers=3 (command line)") == 1, server.log()
+
+
+@pytest.mark.parametrize(("flags", "preloaded"), [([], "True"), (["--reload"], "False")])
+def test_reload_is_the_only_switch_that_development_needs(
+    flags: list[str], preloaded: str, alone: Path
+) -> None:
+    """Preloaded code would stay as it is, and no flag of Gunicorn's turns preloading off."""
+    settings = run(sys.executable, "-m", "gunicorn", *flags, "--print-config", "app:app", cwd=alone)
+    assert re.search(r"^preload_app += (\w+)$", settings, re.MULTILINE)[1] == preloaded
 
 
 def test_workers_share_a_frozen_heap(together: Path) -> None:
