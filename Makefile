@@ -49,7 +49,12 @@ lint: .venv/test .venv/lint ## Run the linters and the type checker
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	.venv/bin/hadolint Dockerfile
-	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/dev.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	.venv/bin/zizmor --offline --strict-collection --quiet --persona pedantic .github
 	.venv/bin/compose-lint docker-compose.yml
 	.venv/bin/shellcheck .ci/*
 	$(if $(filter docker,$(RUNTIME)),docker build --check .)
