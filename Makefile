@@ -18,8 +18,9 @@ $(error RUNTIME='$(RUNTIME)': must be docker or process)
 endif
 
 ##@ Run
-.PHONY: up down logs manage
+.PHONY: up dev down logs manage
 up: up-$(RUNTIME) ## Start every service, wait until all are healthy, print where they listen
+dev: dev-$(RUNTIME) ## The same servers, but edited code is served at once and tracebacks are shown
 down: down-$(RUNTIME) ## Stop every service; data stays
 logs: logs-$(RUNTIME) ## Follow the logs
 manage: manage-$(RUNTIME) ## Run a Django command: make manage ARGS=createsuperuser
@@ -48,7 +49,12 @@ lint: .venv/test .venv/lint ## Run the linters and the type checker
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	.venv/bin/hadolint Dockerfile
-	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/dev.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	.venv/bin/zizmor --offline --strict-collection --quiet --persona pedantic .github
 	.venv/bin/compose-lint docker-compose.yml
 	.venv/bin/shellcheck .ci/*
 	$(if $(filter docker,$(RUNTIME)),docker build --check .)
@@ -90,7 +96,7 @@ RESOLVE := --quiet --universal --python-version 3.12 --upgrade --no-header --no-
 
 # Containers
 
-.PHONY: up-docker down-docker logs-docker manage-docker
+.PHONY: up-docker dev-docker down-docker logs-docker manage-docker
 up-docker:
 	@echo "Running containers: $(WHY)."
 	@docker compose up --build --detach --wait --remove-orphans || { docker compose logs --tail 20; exit 1; }
@@ -98,6 +104,9 @@ up-docker:
 	  echo "$${pair%:*} http://$$(docker compose port edge $${pair#*:})"; done
 	@docker compose exec -T edge sh -c 'for name in django flask fastapi; do \
 	  echo "$$name https://$$name.$$DOMAIN:$$EDGE_HTTPS_PORT"; done'
+
+dev-docker:
+	docker compose --file docker-compose.yml --file deploy/dev.yml up --build --remove-orphans
 
 down-docker:
 	docker compose down --remove-orphans
@@ -110,8 +119,8 @@ manage-docker:
 
 # Processes, under supervisor. Variables come from the shell, then .env, then .env.example.
 
-.PHONY: up-process down-process logs-process manage-process
-WITH_ENV = $(foreach file,$(wildcard .env .env.example),.venv/bin/dotenv --file $(file) run --no-override --)
+.PHONY: up-process dev-process down-process logs-process manage-process
+WITH_ENV = $(foreach file,$(DEV) $(wildcard .env .env.example),.venv/bin/dotenv --file $(file) run --no-override --)
 MANAGE = $(WITH_ENV) .venv/bin/python -m wsgi_app.django_site
 CONTROL = .venv/bin/supervisorctl --configuration deploy/supervisord.conf
 SOCKET = .run/supervisor.sock
@@ -125,6 +134,11 @@ up-process: .venv/up
 	@{ $(CONTROL) start all && $(WITH_ENV) sh -c 'for pair in django:$$DJANGO_PORT flask:$$FLASK_PORT fastapi:$$FASTAPI_PORT; do \
 	  url=http://127.0.0.1:$${pair#*:}; .venv/bin/python -m serving.health --wait 60 $$url/readyz || exit; \
 	  echo "$${pair%:*} $$url"; done'; } || { tail -n 20 .run/*.log; $(STOP); exit 1; }
+
+# Anew, as those that run already do not look at what is edited; Ctrl-C ends the logs, then the servers.
+dev-process: DEV = deploy/dev.env
+dev-process: down-process up-process
+	@trap : INT TERM; tail -n 100 -F .run/*.log; $(STOP)
 
 down-process:
 	@$(STOP)

@@ -8,6 +8,8 @@ container's limits, checks the settings, and keeps the probes out of the access 
 import contextlib
 import gc
 import os
+import shlex
+import sys
 
 import gunicorn.glogging
 
@@ -43,7 +45,8 @@ threads = 6
 # Load the application once, before the fork: workers share its memory, and an application
 # that can not start ends the container instead of respawning for ever.
 # It must open no database or network socket on import: the workers would share that as well.
-preload_app = True
+# Under --reload each worker loads it again, or it would go on with the old code.
+preload_app = "--reload" not in [*sys.argv, *shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))]
 
 # The heartbeat is a file that each worker touches; on a slow disk that blocks the worker.
 # macOS has no /dev/shm.

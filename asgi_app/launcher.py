@@ -45,7 +45,7 @@ from typing import Any
 import click
 import uvicorn
 
-from asgi_app.supervisor import ObservedServer, Supervisor, Worker
+from asgi_app.supervisor import ObservedServer, Reloader, Supervisor, Worker
 from serving import health, logs, settings, sizing
 
 FILE = Path("uvicorn.json")
@@ -128,7 +128,8 @@ def serve(size: sizing.Sizing, **options: Any) -> None:
     )
     reason = size.reason if workers == size.workers else "command line or UVICORN_WORKERS"
     logging.getLogger("uvicorn.error").info("workers=%d (%s)", workers, reason)
-    if workers > 1 or options["reload"]:
+    # Under --reload the parent waits for an edit that can be imported.
+    if workers > 1 and not options["reload"]:
         # In a process of its own, so that the parent keeps no copy of the application: a worker
         # that fails to import would otherwise be respawned for ever.
         trial = multiprocessing.get_context("spawn").Process(target=load, kwargs=options)
@@ -151,7 +152,8 @@ def main() -> None:
     size = sizing.workers(workload="asyncio", configured=values.get("workers"))
     values["workers"] = size.workers
     # Uvicorn takes no supervisor as an option.
-    vars(importlib.import_module("uvicorn.main")).update(Multiprocess=Supervisor, Server=ObservedServer)
+    parts = {"ChangeReload": Reloader, "Multiprocess": Supervisor, "Server": ObservedServer}
+    vars(importlib.import_module("uvicorn.main")).update(parts)
     vars(importlib.import_module("uvicorn.supervisors.multiprocess"))["Process"] = Worker
     command = click.Command(
         "asgi_app",

@@ -4,6 +4,7 @@
 - A worker whose event loop is blocked is replaced; the stock check is answered by a thread beside it.
 - The check never waits; the stock one is deaf to signals while a silent worker has time left.
 - A single process, which has no parent to watch it, ends itself when its event loop is blocked.
+- The reloader sees what is edited while the application loads; the stock one looks afterwards.
 """
 
 import asyncio
@@ -15,12 +16,14 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 from socket import socket
 from time import sleep
 
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import Server
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
+from uvicorn.supervisors.statreload import StatReload
 
 # Seconds between two rounds of Multiprocess.run.
 ROUND = 0.5
@@ -135,3 +138,16 @@ class Supervisor(Multiprocess):
             logger.error("Worker [%s] ended with %s", process.pid, process.exitcode)
             self.processes[index] = Worker(self.config, self.sockets)
             self.processes[index].start()
+
+
+class Reloader(StatReload):
+    """The parent process under `--reload`."""
+
+    def restart(self) -> None:
+        """Start the server anew; what is edited from now on counts."""
+        before: dict[Path, float] = {}
+        for file in self.iter_py_files():
+            with suppress(FileNotFoundError):
+                before[file] = file.stat().st_mtime
+        super().restart()
+        self.mtimes = before

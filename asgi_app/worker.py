@@ -10,6 +10,7 @@ import uvicorn
 from uvicorn_worker import UvicornWorker
 
 from asgi_app import launcher
+from serving.reload import Reloadable
 
 # Gunicorn decides these for its workers.
 GUNICORNS = frozenset({"app", "host", "port", "workers", "log_config", "log_level", "reload"})
@@ -24,7 +25,7 @@ def options() -> dict[str, Any]:
     return found
 
 
-class Worker(UvicornWorker):
+class Worker(Reloadable, UvicornWorker):
     """Serve as `python -m asgi_app` would, in Gunicorn's process."""
 
     CONFIG_KWARGS = UvicornWorker.CONFIG_KWARGS | options()

@@ -10,12 +10,14 @@ from time import monotonic
 
 from gunicorn.workers.gthread import ThreadWorker
 
+from serving.reload import Reloadable
+
 # Seconds; long enough for an idle worker to wake, too short for a client to notice. With two
 # workers 64 connections went 33 to 31; without, 61 to 3 or 64 to none in seven of eight bursts.
 PAUSE = 0.001
 
 
-class Worker(ThreadWorker):  # type: ignore[misc]  # Gunicorn has no types
+class Worker(Reloadable, ThreadWorker):  # type: ignore[misc]  # Gunicorn has no types
     """A `gthread` worker that pauses after an accepted connection for which it has no free thread."""
 
     resume = 0.0

@@ -57,7 +57,7 @@ def bare(name: str, module: str = "tests.apps") -> Mode:
 def without_preload(directory: Path) -> tuple[str, str]:
     """The flags for gunicorn.conf.py, but without `preload_app`, which no flag turns off."""
     changed = directory / "changed.conf.py"
-    text, count = re.subn("^preload_app = True$", "preload_app = False", CONFIGURATION, flags=re.MULTILINE)
+    text, count = re.subn("^preload_app = .*$", "preload_app = False", CONFIGURATION, flags=re.MULTILINE)
     assert count == 1
     changed.write_text(text)
     return "--config", str(changed)

@@ -47,8 +47,8 @@ print(json.dumps(refused))
 class Clone(Containers):
     """The Compose project of a copy of the repository."""
 
-    def __init__(self, directory: Path, *files: Path) -> None:
-        super().__init__(*files)
+    def __init__(self, directory: Path, *files: Path, **environ: str) -> None:
+        super().__init__(*files, **environ)
         shutil.copytree(ROOT, directory, ignore=HOUSEKEEPING)
         self.files[1] = str(directory / "docker-compose.yml")
         self.directory = directory

@@ -5,13 +5,14 @@ import re
 import shutil
 import signal
 import socket
+import sys
 from collections import Counter
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.conftest import ROOT, Server, answers, poll
+from tests.conftest import ROOT, Server, answers, poll, run
 
 APP = """
 import gc, os
@@ -113,6 +114,15 @@ def test_an_application_is_wrapped_by_its_name(name: str, together: Path) -> Non
         server.wait()
         assert httpx2.get(server.url + "/readyz", trust_env=False).json() == {"status": "ok", "failed": {}}
         assert ask(server)[0] in workers(server)
+
+
+@pytest.mark.parametrize(("flags", "preloaded"), [([], "True"), (["--reload"], "False")])
+def test_reload_is_the_only_switch_that_development_needs(
+    flags: list[str], preloaded: str, alone: Path
+) -> None:
+    """Preloaded code would stay as it is, and no flag of Gunicorn's turns preloading off."""
+    settings = run(sys.executable, "-m", "gunicorn", *flags, "--print-config", "app:app", cwd=alone)
+    assert re.search(r"^preload_app += (\w+)$", settings, re.MULTILINE)[1] == preloaded
 
 
 def test_workers_share_a_frozen_heap(together: Path) -> None:

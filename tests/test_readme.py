@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from dotenv import dotenv_values
@@ -52,7 +53,14 @@ def test_the_table_names_every_service_and_its_port(containers: Containers) -> N
     assert addresses(containers.services, ports) == rows
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^):#]+)\)", README))
-def test_every_link_leads_somewhere(target: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "target"),
+    [
+        (file, target)
+        for file in (ROOT / "README.md", *ROOT.glob(".github/*.md"))
+        for target in re.findall(r"\]\(([^):#]+)\)", file.read_text())
+    ],
+)
+def test_every_link_leads_somewhere(file: Path, target: str) -> None:
     """A relative link names a file of the repository."""
-    assert (ROOT / target).exists()
+    assert (file.parent / target).exists()
