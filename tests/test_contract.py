@@ -66,7 +66,7 @@ def test_the_edge_refuses_before_the_servers_do() -> None:
     """Its limits for body, headers, address <= theirs; it holds a body whole; it tries until seen ready."""
     assert edge("max_size") == "1MiB", "the applications' own limit"
     assert edge("request_buffers") == "2MiB", "> max_size, or it would not know that it has all of it"
-    assert re.search(r"int\(.*\) > (\d+)`", CADDYFILE)[1] == str(MEBIBYTE)
+    assert re.search(r"@large .* > (\d+)`", CADDYFILE)[1] == str(MEBIBYTE)
     headers = int(edge("max_header_size").removesuffix("KiB")) * 1024 + 4096
     assert headers <= gunicorn()["limit_request_field_size"]
     longest = int(re.search(r"{uri}.size\(\) > (\d+)", CADDYFILE)[1])

@@ -1,6 +1,7 @@
 """Behind the edge: what replicas are sent, which of them, and how often."""
 
 import re
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import httpx2
 import pytest
 
 from tests.conftest import Containers, poll, run
-from tests.test_edge import Browser
+from tests.test_edge import Browser, raw
 
 # A replica that is always ready. It reads a request whole, prints it, and hangs up, or says what arrived.
 REPLICA = """
@@ -133,6 +134,33 @@ def test_a_request_that_may_have_been_received_is_not_sent_twice(fleet: Containe
         assert set(statuses.values()) == {200, 405, 502}
         served = fleet.log("flask")
         assert [request for request in lost if f'"{request}"' in served] == []
+    finally:
+        run("docker", "rm", "--force", name)
+
+
+def test_half_a_body_is_sent_once_at_most(containers: Containers) -> None:
+    """400 for malformed chunks, which one replica sees the beginning of; a client that left reaches none."""
+    name = f"{containers.project}-flask-4"
+    host, _, port = containers.urls["flask"].removeprefix("http://").partition(":")
+    head = f"HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n"
+    statuses: dict[str, bytes] = {}
+
+    def ask_all() -> bool:
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(f"PUT /left-{len(statuses)} {head}Content-Length: 9\r\n\r\nhalf".encode())
+        path = f"/malformed-{len(statuses)}"
+        request = f"PUT {path} {head}Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n"
+        statuses[path] = raw(containers.urls["flask"], request.encode()).split()[1]
+        return len(received()) > 2
+
+    def received() -> list[str]:
+        return re.findall(r"^PUT (\S+)", run("docker", "logs", name), re.MULTILINE)
+
+    containers.neighbour(name, "python", "-c", REPLICA, "answers")
+    try:
+        poll(ask_all, 60)
+        assert set(statuses.values()) == {b"400"}
+        assert Counter(received()) == Counter(set(received()) & statuses.keys())
     finally:
         run("docker", "rm", "--force", name)
 
