@@ -1,0 +1,226 @@
+"""A version replaces another one under load, and nobody notices; a bad one changes nothing."""
+
+import json
+import secrets
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from tests.conftest import HOUSEKEEPING, ROOT, Containers, run
+
+# Around the image's own application: writes down what was received, and takes the time that was asked for.
+WITNESS = """
+import asyncio, importlib, inspect, os, re, time
+
+module, _, name = os.environ["WITNESSED"].partition(":")
+app = getattr(importlib.import_module(module), name or "application")
+
+def seconds(method, query):
+    if found := re.search("id=([0-9a-f]+)", query):
+        with open("/witness/received", "a") as file:
+            file.write(f"{method} {found[1]}\\n")
+    return 2 if "slow" in query else 0
+
+def wsgi(environ, start_response):
+    time.sleep(seconds(environ["REQUEST_METHOD"], environ["QUERY_STRING"]))
+    return app(environ, start_response)
+
+async def asgi(scope, receive, send):
+    if scope["type"] == "http":
+        await asyncio.sleep(seconds(scope["method"], scope["query_string"].decode()))
+    await app(scope, receive, send)
+
+application = asgi if inspect.iscoroutinefunction(type(app).__call__) else wsgi
+"""
+HYBRID = ("serving.gunicorn", "--worker-class", "asgi_app.worker.Worker")
+WITNESSED = {
+    "django": (("serving.gunicorn",), "wsgi_app.django_site.wsgi"),
+    "flask": (("serving.gunicorn",), "wsgi_app.flask_site"),
+    "fastapi": (("asgi_app",), "asgi_app.main:app"),
+    "fastapi-hybrid": (HYBRID, "asgi_app.main:app"),
+}
+# What a bad version has at the end of serving/health.py, and what is then said of it.
+BAD = {
+    "does not boot": ("raise RuntimeError('told not to boot')", "told not to boot"),
+    "is not ready": ("def answer(*_): return 503, b'told to be unready'", "told to be unready"),
+    "crashes after 3 s": (
+        "import os, threading\ncrash = threading.Timer(3, os._exit, [7])\ncrash.daemon = True\n"
+        "if __name__ != '__main__': crash.start()",
+        "exit code 7",
+    ),
+}
+
+
+class Deployment(Containers):
+    """The Compose project of a copy of the repository, whose applications have a witness."""
+
+    def __init__(self, directory: Path) -> None:
+        shutil.copytree(ROOT, directory, ignore=HOUSEKEEPING)
+        self.directory, self.witness = directory, directory / "witness"
+        self.witness.mkdir()
+        self.witness.chmod(0o777)
+        (self.witness / "witness.py").write_text(WITNESS)
+        services = {
+            name: {
+                "command": ["python", "-m", *command, "witness:application"],
+                "environment": {"PYTHONPATH": "/witness", "WITNESSED": application},
+                "volumes": [f"{self.witness}:/witness"],
+                "healthcheck": {"interval": "1s", "retries": 2, "start_period": "15s"},
+            }
+            for name, (command, application) in WITNESSED.items()
+        }
+        super().__init__(COMPOSE_PROFILES="*")
+        services = {name: services[name] for name in self.urls}
+        (directory / "witness.yml").write_text(json.dumps({"services": services}))
+        self.files = [
+            "--file",
+            str(directory / "docker-compose.yml"),
+            "--file",
+            str(directory / "witness.yml"),
+        ]
+        self.environ |= {
+            "COMPOSE_PROJECT_NAME": self.project,
+            "COMPOSE_FILE": "docker-compose.yml:witness.yml",
+        }
+        self.environ.pop("MAKEFLAGS", None)
+
+    def make(self, *arguments: str, expect: int = 0) -> str:
+        """The output of `make ARGUMENTS`."""
+        return run("make", *arguments, cwd=self.directory, env=self.environ, expect=expect, timeout=600)
+
+    def replicas(self) -> dict[str, str]:
+        """The image of every running container of the applications, by name."""
+        command = ("docker", "ps", "--filter", f"label=com.docker.compose.project={self.project}", "--format")
+        lines = run(*command, "{{.Names}} {{.Image}}").splitlines()
+        images = dict(line.removeprefix(f"{self.project}-").split() for line in lines)
+        return {name: image for name, image in sorted(images.items()) if not name.startswith("edge")}
+
+    def received(self) -> Counter[str]:
+        """How often each request arrived at an application, by method and id."""
+        return Counter((self.witness / "received").read_text().splitlines())
+
+    def down(self) -> None:
+        """Remove everything, the images of all versions too."""
+        super().down()
+        command = ("docker", "image", "ls", "--filter", f"reference={self.project}-*", "--format")
+        if images := run(*command, "{{.Repository}}:{{.Tag}}").split():
+            run("docker", "rmi", *images)
+
+
+class Load:
+    """Clients of every service, from `with` to its end: GET and POST, quick and slow, and WebSockets."""
+
+    def __init__(self, stack: Deployment) -> None:
+        self.stack, self.done = stack, threading.Event()
+        self.sent: set[str] = set()
+        self.failures: list[str] = []
+        self.codes: Counter[int | None] = Counter()
+        self.absences: list[float] = []
+        self.threads: list[threading.Thread] = []
+        for service in stack.urls:
+            for pace in ("", "", "&slow"):
+                for method in ("GET", "POST"):
+                    self.client(self.ask, service, method, pace)
+            if service.startswith("fastapi"):
+                self.client(self.talk, service)
+
+    def client(self, function: Callable, *arguments: str) -> None:
+        """One client in a thread of its own."""
+        self.threads.append(threading.Thread(target=function, args=arguments))
+
+    def ask(self, service: str, method: str, pace: str) -> None:
+        """Send requests, each with an id of its own."""
+        with httpx2.Client(base_url=self.stack.urls[service], trust_env=False, timeout=60) as client:
+            while not self.done.wait(0.02):
+                identity = secrets.token_hex(8)
+                request = f"{method} {identity}"
+                self.sent.add(request)
+                try:
+                    path, form = self.form(client, service, identity) if method == "POST" else ("/", {})
+                    answer = client.request(method, f"{path}?id={identity}{pace}", **form)
+                    if answer.status_code not in (200, 302):
+                        self.failures.append(f"{service} {request}{pace}: {answer.status_code} {answer.text}")
+                except httpx2.HTTPError as error:
+                    self.failures.append(f"{service} {request}{pace}: {error!r}")
+
+    def form(self, client: httpx2.Client, service: str, identity: str) -> tuple[str, dict]:
+        """Where the service takes a POST, and what it takes."""
+        if service != "django":
+            return "/echo", {"json": identity}
+        if "csrftoken" not in client.cookies:
+            client.get("/")
+        token = {"csrfmiddlewaretoken": client.cookies["csrftoken"]}
+        return "/", {"data": {"author": "Load", "message": identity} | token}
+
+    def talk(self, service: str) -> None:
+        """Keep a WebSocket open; come back when it is closed."""
+        gone = 0.0
+        while not self.done.is_set():
+            try:
+                with connect(self.stack.urls[service].replace("http", "ws") + "/ws") as client:
+                    while not self.done.wait(0.05):
+                        client.send("here")
+                        assert client.recv(timeout=20) == "here"
+                        if gone:
+                            self.absences.append(time.monotonic() - gone)
+                            gone = 0.0
+            except ConnectionClosed as closed:
+                self.codes[closed.rcvd and closed.rcvd.code] += 1
+                gone = time.monotonic()
+            except Exception as error:  # noqa: BLE001  whatever it is, a client has seen it
+                self.failures.append(f"{service} WebSocket: {error!r}")
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.done.set()
+        for thread in self.threads:
+            thread.join()
+
+    def report(self) -> str:
+        """One line of figures."""
+        worst = max(self.absences, default=0)
+        return f"{len(self.sent)} sent, {len(self.failures)} failed, {self.codes}, away for {worst:.2f} s"
+
+
+@pytest.fixture(scope="module")
+def deployment(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Every service, two replicas of the first one."""
+    stack = Deployment(tmp_path_factory.mktemp("deployment") / "repository")
+    try:
+        stack.compose("up", "--build", "--detach", "--wait", "--scale", f"{next(iter(stack.urls))}=2")
+        yield stack
+    finally:
+        stack.down()
+
+
+def test_a_new_version_and_the_way_back_lose_nothing(deployment: Deployment) -> None:
+    """Every request is answered once, before, during and after; a WebSocket is asked to come back."""
+    before = deployment.replicas()
+    with Load(deployment) as load:
+        deployment.make("deploy", "VERSION=1.0")
+        first = deployment.replicas()
+        deployment.make("deploy", "VERSION=2.0")
+        second = deployment.replicas()
+        deployment.make("rollback")
+    print(load.report())
+    assert load.failures == []
+    received = deployment.received()
+    assert {request: count for request, count in received.items() if count != 1} == {}
+    assert load.sent == received.keys()
+    assert load.codes.keys() <= {1001, 1012}
+    assert max(load.absences, default=0) < 5
+    assert first == {name: image.rpartition(":")[0] + ":1.0" for name, image in before.items()}
+    assert second == {name: image.replace(":1.0", ":2.0") for name, image in first.items()}
+    assert deployment.replicas() == first
