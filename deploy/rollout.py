@@ -1,11 +1,11 @@
 """`make deploy` and `make rollback`: replace all running replicas, and lose no request.
 
-`python3 deploy/rollout.py [VERSION | --rollback]`, beside docker-compose.yml; Python 3.9 and nothing else.
+`python3 rollout.py [VERSION | --rollback]` beside docker-compose.yml; any Python from 3.9 on.
 
 Build the images, or fetch them where there are no sources; migrate; start a candidate of each service,
-where the edge does not see it. If one does not become healthy, or does not stay so, all go again, and
-nothing has changed. Else replicas are replaced one at a time: pre_stop, until the edge sends the old one
-nothing more, then SIGTERM. .env names the version, so that Compose knows it from then on.
+where the edge does not see it. If one does not become healthy and stay so, all go, and nothing has
+changed. Else replicas are replaced one at a time: pre_stop, until the edge sends the old one nothing
+more, then SIGTERM. From then on .env names the version, for Compose.
 
 Why not what is there: `docker compose up` stops a replica before it starts its successor, without
 pre_stop, and `--scale` numbers new ones upwards for ever, while the edge knows four names; so candidates
@@ -43,11 +43,11 @@ def prove(name):
     while True:
         now = json.loads(docker("inspect", "--format", "{{json .}}", name))
         state, alive = now["State"], now["State"]["Running"] and not now["RestartCount"]
-        health = state.get("Health") or {"Status": "healthy", "Log": []}
+        health = state.get("Health", {"Status": "healthy"})
         if alive and health["Status"] == "healthy":
             return
         if not alive or health["Status"] == "unhealthy" or time.monotonic() > deadline:
-            said = health["Log"][-1]["Output"].strip() if health["Log"] else ""
+            said = "".join(probe["Output"] for probe in health["Log"][-1:])
             reason = f"{health['Status']}: {said}" if alive else f"ended with exit code {state['ExitCode']}"
             sys.exit(f"{name}: {reason}\n{docker('logs', '--tail', '20', name, check=False)}")
         time.sleep(0.2)
@@ -57,8 +57,8 @@ class Service:
     """A service of the Compose project, and the places of its replicas."""
 
     def __init__(self, project, name, definition):
-        self.name, self.definition, self.prefix = name, definition, f"{project}-{name}-"
-        self.candidate = f"{self.prefix}candidate"
+        self.name, self.definition = name, definition
+        self.prefix, self.candidate = f"{project}-{name}-", f"{project}-{name}-candidate"
 
     def places(self):
         """The numbers that are taken."""
@@ -67,8 +67,8 @@ class Service:
 
     def propose(self):
         """Start a candidate."""
-        options = ("--detach", "--no-deps", "--pull", "never", "--name", self.candidate)
-        docker("compose", "run", *options, self.name)
+        name = ("--name", self.candidate, self.name)
+        docker("compose", "run", "--detach", "--no-deps", "--pull", "never", *name)
 
     def retire(self, place):
         """Let the edge see the successor, and then that this one is unready; stop it and remove it."""
@@ -98,42 +98,37 @@ def provide(services, rollback):
     if not rollback and Path(services[0].definition["build"]["context"], "Dockerfile").exists():
         docker("compose", "build", *(service.name for service in services))
     for image in {service.definition["image"] for service in services}:
-        if not docker("image", "ls", "--quiet", image):
-            docker("pull", image)
+        docker("image", "ls", "--quiet", image) or docker("pull", image)
 
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("version", nargs="?", default=time.strftime("%Y%m%d-%H%M%S"))
-    parser.add_argument("--rollback", action="store_true", help="to PREVIOUS_VERSION of .env")
+    parser.add_argument("--rollback", action="store_true", help="return to .env's PREVIOUS_VERSION")
     arguments = parser.parse_args()
     before = ENV.read_text() if ENV.exists() else ""
-    known = dict(re.findall(r"^(\w*VERSION)=(\S+)$", before, re.MULTILINE))
+    known = dict(re.findall(r"""^(\w*VERSION)=["']?([^\s"']+)""", before, re.MULTILINE))
     current, previous = known.get("VERSION", "latest"), known.get("PREVIOUS_VERSION", "")
     version = os.environ["VERSION"] = previous if arguments.rollback else arguments.version
     if not re.fullmatch(r"\w[\w.-]{0,127}", version):
         sys.exit(f"VERSION={version!r}: must be an image's tag")
-
     config = json.loads(docker("compose", "--profile", "*", "config", "--format", "json"))
-    services = [Service(config["name"], name, it) for name, it in config["services"].items()]
+    services = [Service(config["name"], *pair) for pair in config["services"].items()]
     services = [it for it in services if it.places()]
     once = [it for it in services if it.definition.get("restart") == "no"]
     # What publishes a port can not run twice: the edge stays.
     rolling = [it for it in services if it not in once and not it.definition.get("ports")]
-    if not rolling:
-        sys.exit("nothing to replace: start with docker compose up --detach --wait")
-    for it in rolling:
-        if set(it.places()) >= PLACES:
-            fix = f"docker compose up --detach --no-recreate --scale {it.name}=3 {it.name}"
-            sys.exit(f"{it.name}: no place is free for a successor: {fix}")
-
+    rolling or sys.exit("nothing to replace: start with docker compose up --detach --wait")
+    for it in (it for it in rolling if set(it.places()) >= PLACES):
+        fix = f"docker compose up --detach --no-recreate --scale {it.name}=3 {it.name}"
+        sys.exit(f"{it.name}: no place is free for a successor: {fix}")
     try:
         provide(once + rolling, arguments.rollback)
         # Compose compares a container with .env as well, so it changes before the first one starts.
-        rest = re.sub(r"^(PREVIOUS_)?VERSION=.*\n?", "", before, flags=re.MULTILINE)
-        lines = f"VERSION={version}\nPREVIOUS_VERSION={previous if version == current else current}\n"
-        ENV.write_text(rest + lines)
+        rest = [line for line in before.splitlines() if not re.match("(PREVIOUS_)?VERSION=", line)]
+        previous = previous if version == current else current
+        ENV.write_text("\n".join([*rest, f"VERSION={version}", f"PREVIOUS_VERSION={previous}", ""]))
         for it in [] if arguments.rollback else once:
             docker("compose", "run", "--rm", "--no-deps", "--pull", "never", it.name)
         for it in rolling:
@@ -144,7 +139,7 @@ def main():
             time.sleep(seconds)
     except BaseException:
         docker("rm", "--force", "--volumes", *(it.candidate for it in rolling), check=False)
-        ENV.write_text(before)
+        ENV.write_text(before) if before else ENV.unlink(missing_ok=True)
         raise
     for it in rolling:
         it.replace()

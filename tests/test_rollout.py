@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.conftest import HOUSEKEEPING, ROOT, Containers, run
+from tests.conftest import HOUSEKEEPING, ROOT, Containers, answers, poll, run
 
 # Around the image's own application: writes down what was received, and takes the time that was asked for.
 WITNESS = """
@@ -139,7 +139,7 @@ class Load:
     def ask(self, service: str, method: str, pace: str) -> None:
         """Send requests, each with an id of its own."""
         with httpx2.Client(base_url=self.stack.urls[service], trust_env=False, timeout=60) as client:
-            while not self.done.wait(0.02):
+            while not self.done.wait(0.1):
                 identity = secrets.token_hex(8)
                 request = f"{method} {identity}"
                 self.sent.add(request)
@@ -210,9 +210,7 @@ def test_a_new_version_and_the_way_back_lose_nothing(deployment: Deployment) -> 
     before = deployment.replicas()
     with Load(deployment) as load:
         deployment.make("deploy", "VERSION=1.0")
-        first = deployment.replicas()
-        deployment.make("deploy", "VERSION=2.0")
-        second = deployment.replicas()
+        new = deployment.replicas()
         deployment.make("rollback")
     print(load.report())
     assert load.failures == []
@@ -221,6 +219,86 @@ def test_a_new_version_and_the_way_back_lose_nothing(deployment: Deployment) -> 
     assert load.sent == received.keys()
     assert load.codes.keys() <= {1001, 1012}
     assert max(load.absences, default=0) < 5
-    assert first == {name: image.rpartition(":")[0] + ":1.0" for name, image in before.items()}
-    assert second == {name: image.replace(":1.0", ":2.0") for name, image in first.items()}
-    assert deployment.replicas() == first
+    assert new == {name: image.replace(":latest", ":1.0") for name, image in before.items()}
+    assert deployment.replicas() == before
+
+
+@pytest.fixture(scope="module")
+def single(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """The edge and one service that needs no other, deployed."""
+    stack = Deployment(tmp_path_factory.mktemp("single") / "repository")
+    name = next((name for name in stack.urls if name != "django"), next(iter(stack.urls)))
+    stack.urls = {name: stack.urls[name]}
+    try:
+        stack.up(name)
+        yield stack
+    finally:
+        stack.down()
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_version_changes_nothing(single: Deployment, fault: str) -> None:
+    """The old replica goes on, no request meets the new one; the end says why, and what it printed last."""
+    code, reason = BAD[fault]
+    before, (name, *_) = single.replicas(), single.urls
+    settings = (single.directory / ".env").exists()
+    health = single.directory / "serving/health.py"
+    good = health.read_text()
+    health.write_text(f"{good}\n{code}\n")
+    try:
+        with Load(single) as load:
+            output = single.make("deploy", "VERSION=bad", expect=2)
+    finally:
+        health.write_text(good)
+    assert reason in output
+    assert f"{single.project}-{name}-candidate: " in output
+    assert "Starting gunicorn" in output or "Started server" in output or "Traceback" in output
+    assert load.failures == []
+    assert load.codes.total() == 0
+    assert (single.replicas(), (single.directory / ".env").exists()) == (before, settings)
+
+
+def test_what_can_not_be_done_is_said(single: Deployment) -> None:
+    """No version before, no place for a successor, no valid tag: one line, and nothing has happened."""
+    name = next(iter(single.urls))
+    assert "VERSION='': must be" in single.make("rollback", expect=2)
+    assert "VERSION='a/b': must be" in single.make("deploy", "VERSION=a/b", expect=2)
+    scale = ("--detach", "--wait", "--no-build", "--no-deps", "--no-recreate", "--scale")
+    single.compose("up", *scale, f"{name}=4", name)
+    try:
+        output = single.make("deploy", expect=2)
+        assert f"{name}: no place is free" in output
+        advice = output.partition("successor: docker ")[2].split("\n")[0]
+        run("docker", *advice.split(), cwd=single.directory, env=single.environ)
+        assert [*single.replicas()] == [f"{name}-{number}" for number in (1, 2, 3)]
+    finally:
+        single.compose("up", *scale, f"{name}=1", name)
+
+
+def test_images_built_once_are_deployed_elsewhere(single: Deployment, tmp_path: Path) -> None:
+    """docker-compose.yml, .env and an engine that has the images: that serves them, and replaces them."""
+    name, url = next(iter(single.urls.items()))
+    images = [single.config()["services"][service]["image"] for service in ("edge", name)]
+    archive, place = tmp_path / "images.tar", tmp_path / "elsewhere"
+    place.mkdir()
+    elsewhere = {
+        "cwd": place,
+        "env": {k: v for k, v in single.environ.items() if not k.startswith("COMPOSE_")},
+    }
+    (place / ".env").write_text(f"COMPOSE_PROJECT_NAME={single.project}\n")
+    shutil.copy(single.directory / "docker-compose.yml", place)
+    run("docker", "save", "--output", archive, *images)
+    single.down()
+    run("docker", "load", "--input", archive)
+    compose = ("docker", "compose", "up", "--detach", "--wait", "--no-build")
+    try:
+        run(*compose, "--no-deps", "edge", name, **elsewhere)
+        poll(lambda: answers(url))
+        next_image = images[1].replace(":latest", ":next")
+        run("docker", "tag", images[1], next_image)
+        run("python3", ROOT / "deploy/rollout.py", "next", **elsewhere)
+        assert single.replicas() == {f"{name}-1": next_image}
+        assert answers(url)
+        assert "VERSION=next\nPREVIOUS_VERSION=latest" in (place / ".env").read_text()
+    finally:
+        single.down()
