@@ -1,7 +1,6 @@
 """`make deploy` and `make rollback`: replace all running replicas, and lose no request.
 
 `python3 rollout.py [VERSION | --rollback]` beside docker-compose.yml; any Python from 3.9 on.
-
 Build the images, or fetch them where there are no sources; migrate; start a candidate of each service,
 where the edge does not see it. If one does not become healthy and stay so, all go, and nothing has
 changed. Else replicas are replaced one at a time: pre_stop, until the edge sends the old one nothing
@@ -31,10 +30,10 @@ ENV = Path(".env")
 
 def docker(*command, check=True):
     """The command's output; ends the program with it when the command fails."""
-    done = subprocess.run(["docker", *command], stdout=-1, stderr=subprocess.STDOUT, text=True, check=False)
-    if check and done.returncode:
-        sys.exit(f"docker {' '.join(command)}: exit code {done.returncode}\n{done.stdout}")
-    return done.stdout.strip()
+    try:
+        return subprocess.check_output(["docker", *command], stderr=subprocess.STDOUT, text=True).strip()
+    except subprocess.CalledProcessError as error:
+        return sys.exit(f"{error}\n{error.output}") if check else error.output
 
 
 def prove(name):
@@ -47,7 +46,7 @@ def prove(name):
         if alive and health["Status"] == "healthy":
             return
         if not alive or health["Status"] == "unhealthy" or time.monotonic() > deadline:
-            said = "".join(probe["Output"] for probe in health["Log"][-1:])
+            said = "".join(probe["Output"] for probe in (health.get("Log") or [])[-1:])
             reason = f"{health['Status']}: {said}" if alive else f"ended with exit code {state['ExitCode']}"
             sys.exit(f"{name}: {reason}\n{docker('logs', '--tail', '20', name, check=False)}")
         time.sleep(0.2)
@@ -119,16 +118,16 @@ def main():
     once = [it for it in services if it.definition.get("restart") == "no"]
     # What publishes a port can not run twice: the edge stays.
     rolling = [it for it in services if it not in once and not it.definition.get("ports")]
-    rolling or sys.exit("nothing to replace: start with docker compose up --detach --wait")
+    rolling or sys.exit("nothing runs: start with docker compose up --detach --wait")
     for it in (it for it in rolling if set(it.places()) >= PLACES):
-        fix = f"docker compose up --detach --no-recreate --scale {it.name}=3 {it.name}"
+        fix = f"docker compose up --detach --no-build --no-recreate --scale {it.name}=3 {it.name}"
         sys.exit(f"{it.name}: no place is free for a successor: {fix}")
     try:
         provide(once + rolling, arguments.rollback)
         # Compose compares a container with .env as well, so it changes before the first one starts.
         rest = [line for line in before.splitlines() if not re.match("(PREVIOUS_)?VERSION=", line)]
         previous = previous if version == current else current
-        ENV.write_text("\n".join([*rest, f"VERSION={version}", f"PREVIOUS_VERSION={previous}", ""]))
+        ENV.write_text("\n".join([f"VERSION={version}", f"PREVIOUS_VERSION={previous}", *rest, ""]))
         for it in [] if arguments.rollback else once:
             docker("compose", "run", "--rm", "--no-deps", "--pull", "never", it.name)
         for it in rolling:

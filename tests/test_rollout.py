@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.conftest import HOUSEKEEPING, ROOT, Containers, answers, poll, run
+from tests.test_readme import COMMANDS
 
 # Around the image's own application: writes down what was received, and takes the time that was asked for.
 WITNESS = """
@@ -27,7 +28,7 @@ def seconds(method, query):
     if found := re.search("id=([0-9a-f]+)", query):
         with open("/witness/received", "a") as file:
             file.write(f"{method} {found[1]}\\n")
-    return 2 if "slow" in query else 0
+    return int("".join(re.findall("slow=([0-9]+)", query)) or 0)
 
 def wsgi(environ, start_response):
     time.sleep(seconds(environ["REQUEST_METHOD"], environ["QUERY_STRING"]))
@@ -37,6 +38,8 @@ async def asgi(scope, receive, send):
     if scope["type"] == "http":
         await asyncio.sleep(seconds(scope["method"], scope["query_string"].decode()))
     await app(scope, receive, send)
+    if scope["type"] == "lifespan":
+        os.write(1, b"the lifespan has ended\\n")
 
 application = asgi if inspect.iscoroutinefunction(type(app).__call__) else wsgi
 """
@@ -68,6 +71,8 @@ class Deployment(Containers):
         self.witness.mkdir()
         self.witness.chmod(0o777)
         (self.witness / "witness.py").write_text(WITNESS)
+        (self.witness / "received").touch()
+        (self.witness / "received").chmod(0o666)
         services = {
             name: {
                 "command": ["python", "-m", *command, "witness:application"],
@@ -126,7 +131,7 @@ class Load:
         self.absences: list[float] = []
         self.threads: list[threading.Thread] = []
         for service in stack.urls:
-            for pace in ("", "", "&slow"):
+            for pace in ("", "", "&slow=2"):
                 for method in ("GET", "POST"):
                     self.client(self.ask, service, method, pace)
             if service.startswith("fastapi"):
@@ -223,6 +228,33 @@ def test_a_new_version_and_the_way_back_lose_nothing(deployment: Deployment) -> 
     assert deployment.replicas() == before
 
 
+def test_a_request_longer_than_the_grace_has_an_answer(deployment: Deployment) -> None:
+    """A gateway timeout of the edge's; the server ends in time, after the application's shutdown."""
+    answers: dict[str, int] = {}
+
+    def ask(service: str) -> None:
+        url = f"{deployment.urls[service]}/?id=aa{list(deployment.urls).index(service)}&slow=60"
+        answers[service] = httpx2.get(url, trust_env=False, timeout=60).status_code
+
+    clients = [threading.Thread(target=ask, args=[service]) for service in deployment.urls]
+    for client in clients:
+        client.start()
+    try:
+        poll(lambda: len({line for line in deployment.received() if "GET aa" in line}) == len(clients))
+        deployment.compose("stop", *deployment.urls)
+    finally:
+        for client in clients:
+            client.join()
+    try:
+        assert answers == dict.fromkeys(deployment.urls, 504)
+        for service in deployment.urls:
+            assert deployment.inspect(service, "{{.State.ExitCode}}") == "0", deployment.log(service)
+            if service.startswith("fastapi"):
+                assert "the lifespan has ended" in deployment.log(service)
+    finally:
+        deployment.compose("up", "--detach", "--wait", "--no-build", "--no-recreate", *deployment.urls)
+
+
 @pytest.fixture(scope="module")
 def single(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """The edge and one service that needs no other, deployed."""
@@ -269,7 +301,9 @@ def test_what_can_not_be_done_is_said(single: Deployment) -> None:
         output = single.make("deploy", expect=2)
         assert f"{name}: no place is free" in output
         advice = output.partition("successor: docker ")[2].split("\n")[0]
-        run("docker", *advice.split(), cwd=single.directory, env=single.environ)
+        with Load(single) as load:
+            run("docker", *advice.split(), cwd=single.directory, env=single.environ)
+        assert load.failures == [], "fewer replicas: pre_stop comes first"
         assert [*single.replicas()] == [f"{name}-{number}" for number in (1, 2, 3)]
     finally:
         single.compose("up", *scale, f"{name}=1", name)
@@ -277,28 +311,26 @@ def test_what_can_not_be_done_is_said(single: Deployment) -> None:
 
 def test_images_built_once_are_deployed_elsewhere(single: Deployment, tmp_path: Path) -> None:
     """docker-compose.yml, .env and an engine that has the images: that serves them, and replaces them."""
-    name, url = next(iter(single.urls.items()))
-    images = [single.config()["services"][service]["image"] for service in ("edge", name)]
-    archive, place = tmp_path / "images.tar", tmp_path / "elsewhere"
-    place.mkdir()
-    elsewhere = {
-        "cwd": place,
-        "env": {k: v for k, v in single.environ.items() if not k.startswith("COMPOSE_")},
-    }
-    (place / ".env").write_text(f"COMPOSE_PROJECT_NAME={single.project}\n")
-    shutil.copy(single.directory / "docker-compose.yml", place)
-    run("docker", "save", "--output", archive, *images)
+    starts = ("docker save", "docker load", "docker compose up --detach --wait --no-build")
+    save, load, up = [line for line in COMMANDS if line.startswith(starts)]
+    single.environ["COMPOSE_PROFILES"] = ""
+    (name,), others = single.urls, single.config()["services"].keys() - single.urls.keys() - {"edge"}
+    (tmp_path / ".env").write_text(f"COMPOSE_PROJECT_NAME={single.project}\n")
+    shutil.copy(single.directory / "docker-compose.yml", tmp_path)
+    single.compose("build")
+    elsewhere = {"cwd": tmp_path, "env": single.environ | {"COMPOSE_FILE": "docker-compose.yml"}}
+    run("sh", "-c", save, **elsewhere)
     single.down()
-    run("docker", "load", "--input", archive)
-    compose = ("docker", "compose", "up", "--detach", "--wait", "--no-build")
+    run("sh", "-c", load, **elsewhere)
     try:
-        run(*compose, "--no-deps", "edge", name, **elsewhere)
-        poll(lambda: answers(url))
-        next_image = images[1].replace(":latest", ":next")
-        run("docker", "tag", images[1], next_image)
+        run("sh", "-c", up, **elsewhere)
+        assert answers(single.urls[name])
+        run("docker", "compose", "rm", "--stop", "--force", *others, **elsewhere)
+        image = single.replicas()[f"{name}-1"]
+        run("docker", "tag", image, image.replace(":latest", ":next"))
         run("python3", ROOT / "deploy/rollout.py", "next", **elsewhere)
-        assert single.replicas() == {f"{name}-1": next_image}
-        assert answers(url)
-        assert "VERSION=next\nPREVIOUS_VERSION=latest" in (place / ".env").read_text()
+        assert single.replicas() == {f"{name}-1": image.replace(":latest", ":next")}
+        assert answers(single.urls[name])
+        assert "VERSION=next\nPREVIOUS_VERSION=latest\n" in (tmp_path / ".env").read_text()
     finally:
         single.down()
