@@ -18,10 +18,14 @@ $(error RUNTIME='$(RUNTIME)': must be docker or process)
 endif
 
 ##@ Run
-.PHONY: up dev down logs manage
+.PHONY: up dev down deploy rollback logs manage
 up: up-$(RUNTIME) ## Start every service, wait until all are healthy, print where they listen
 dev: dev-$(RUNTIME) ## The same servers, but edited code is served at once and tracebacks are shown
 down: down-$(RUNTIME) ## Stop every service; data stays
+deploy: ## Replace the running replicas by the code as it is, losing no request; VERSION=NAME
+	@python3 deploy/rollout.py $(VERSION)
+rollback: ## Return to the version before, in the same way
+	@python3 deploy/rollout.py --rollback
 logs: logs-$(RUNTIME) ## Follow the logs
 manage: manage-$(RUNTIME) ## Run a Django command: make manage ARGS=createsuperuser
 

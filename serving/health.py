@@ -1,7 +1,8 @@
 """Liveness, readiness, the drain flag, and the probe that asks for them.
 
 `python -m serving.health [--wait SECONDS] [URL ...]` exits 0 when every URL answers below
-400. Without a URL it asks this container's own /readyz.
+400. Without a URL it asks this container's own /readyz. With --drain it sets the flag, and
+returns when a proxy has seen it: the server can be stopped now.
 """
 
 import argparse
@@ -23,6 +24,9 @@ PATHS = (LIVE, READY)
 
 # Seconds; compose gives up on a probe after its own, longer timeout.
 PROBE_TIMEOUT = 4
+
+# Seconds in which a proxy surely asks again; the edge asks twice a second.
+NOTICED = 2
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +71,16 @@ def main() -> None:
     """The command line; exits with the first failure's text."""
     parser = argparse.ArgumentParser(prog="python -m serving.health", description=__doc__)
     parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="ask again until then")
+    parser.add_argument("--drain", action="store_true", help="be unready until the server starts again")
     own = f"http://127.0.0.1:{settings.text('PORT', '8000')}{READY}"
     parser.add_argument("url", nargs="*", default=[own])
     arguments = parser.parse_args()
+    if arguments.drain:
+        drain_file().touch()
+        # A busy server answers late, a proxy as well.
+        while not any(map(probe, arguments.url)):
+            time.sleep(0.2)
+        return time.sleep(NOTICED)
     deadline = time.monotonic() + arguments.wait
     for url in arguments.url:
         while failure := probe(url):

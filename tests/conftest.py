@@ -254,7 +254,7 @@ class Containers:
         """Remove everything, data and images too."""
         if self.neighbours:
             run("docker", "rm", "--force", *self.neighbours)
-        self.compose("down", "--volumes", "--rmi", "local", "--remove-orphans", "--timeout", "5")
+        self.compose("down", "--volumes", "--rmi", "all", "--remove-orphans", "--timeout", "5")
 
 
 class Processes:
