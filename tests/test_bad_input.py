@@ -8,19 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Containers, Processes, Server, poll
+from tests.conftest import PROGRAMS, ROOT, Containers, Processes, Server, poll
 from tests.test_process_mode import processes_of
 
-SERVERS = {"gunicorn": ("serving.gunicorn", "wsgi_app.flask_site"), "uvicorn": ("asgi_app",)}
+# One service of each server.
+SERVERS = {command[0]: command for command in PROGRAMS.values()}
+# copier: if "django" in stacks
 DJANGO = {
     "gunicorn": ("serving.gunicorn", "wsgi_app.django_site.wsgi"),
     "manage": ("wsgi_app.django_site", "check"),
 }
+URL = "postgres://USER:PASSWORD@HOST:PORT/NAME or sqlite:///PATH"
 
+# copier: endif
 WHOLE = "a whole number from 1 to 512"
 PORT = "a whole number from 0 to 65535"
 PROXIES = "addresses, networks or host names of your proxies"
-URL = "postgres://USER:PASSWORD@HOST:PORT/NAME or sqlite:///PATH"
 PASSWORD = "hunter2"
 
 
@@ -67,7 +70,7 @@ def test_a_flag_for_too_many_or_no_workers_is_refused(server: str, count: str) -
     assert line.startswith(f"--workers={count}: must be a whole number from 1 to 512")
 
 
-@pytest.mark.parametrize("command", [*SERVERS.values(), DJANGO["gunicorn"]], ids=" ".join)
+@pytest.mark.parametrize("command", PROGRAMS.values(), ids=" ".join)
 def test_an_empty_variable_counts_as_unset(command: tuple[str, ...], tmp_path: Path) -> None:
     """Compose passes `NAME=` for a variable that has no value: nothing to complain about."""
     names = re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
@@ -87,6 +90,7 @@ def test_an_occupied_port_is_named(server: str) -> None:
         assert line.startswith(f"HOST and PORT='127.0.0.1:{port}': must be free to listen on")
 
 
+# copier: if "django" in stacks
 @pytest.mark.parametrize("command", DJANGO)
 @pytest.mark.parametrize(
     "url",
@@ -135,10 +139,17 @@ def test_django_refuses(
     assert line.startswith(f"{name}={value!r}: must be {allowed}")
 
 
+# copier: endif
 WRONG = {
+    # copier: if "django" in stacks
     "django": ("DJANGO_HTTPS", "maybe"),
+    # copier: endif
+    # copier: if "flask" in stacks
     "flask": ("WEB_CONCURRENCY", "abc"),
+    # copier: endif
+    # copier: if "fastapi" in stacks
     "fastapi": ("LOG_LEVEL", "loud"),
+    # copier: endif
 }
 
 
