@@ -140,7 +140,7 @@ def becomes(stack: Containers, status: str, *services: str) -> None:
 
 
 def readiness(stack: Containers, service: str) -> tuple[int, dict]:
-    """Status and document of the service's own /readyz; the edge stops asking one that is not ready."""
+    """Status and document of the service's own /readyz; a proxy stops asking one that is not ready."""
     response = httpx2.get(stack.direct(service) + "/readyz", trust_env=False)
     return response.status_code, response.json()
 

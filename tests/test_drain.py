@@ -16,7 +16,7 @@ STOPPING = re.compile("Handling signal: term|Received SIGTERM|Shutting down")
 def request_in_flight(url: str, path: str, kind: str, body: bytes, cookie: str = "") -> socket.socket:
     """A POST whose body the application already waits for: it has asked for it with a 100.
 
-    Past the edge, which passes no request on before it has all of the body.
+    Past any proxy, which passes no request on before it has all of the body.
     """
     address = urlsplit(url)
     client = socket.create_connection((address.hostname, address.port), timeout=30)
