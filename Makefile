@@ -18,19 +18,25 @@ $(error RUNTIME='$(RUNTIME)': must be docker or process)
 endif
 
 ##@ Run
-.PHONY: up dev down deploy rollback logs manage
+.PHONY: up dev down logs
 up: up-$(RUNTIME) ## Start every service, wait until all are healthy, print where they listen
 dev: dev-$(RUNTIME) ## The same servers, but edited code is served at once and tracebacks are shown
 down: down-$(RUNTIME) ## Stop every service; data stays
+# copier: if edge
+.PHONY: deploy rollback
 deploy: ## Replace the running replicas by the code as it is, losing no request; VERSION=NAME
 	@python3 deploy/rollout.py $(VERSION)
 rollback: ## Return to the version before, in the same way
 	@python3 deploy/rollout.py --rollback
-logs: logs-$(RUNTIME) ## Follow the logs
+# copier: endif
+# copier: if "django" in stacks
+.PHONY: manage
 manage: manage-$(RUNTIME) ## Run a Django command: make manage ARGS=createsuperuser
+# copier: endif
+logs: logs-$(RUNTIME) ## Follow the logs
 
 ##@ Check
-.PHONY: test doctor smoke chaos bench lint
+.PHONY: test doctor smoke lint
 T ?= tests
 test: .venv/test ## Run the tests, or some of them: make test T=tests/test_smoke.py
 	.venv/bin/pytest $(T)
@@ -41,6 +47,8 @@ doctor: .venv/up ## Check that the files agree: timeouts, limits, trust; DIR=...
 smoke: .venv/test ## Ask any deployment what it owes: make smoke URL=https://...; CA=FILE or INSECURE=1
 	@.venv/bin/python -m tests.smoke "$(URL)"
 
+# copier: if false
+.PHONY: chaos bench
 chaos: .venv/test ## Break everything under load, seven minutes, and write docs/reliability.md
 	CHAOS=1 .venv/bin/pytest --verbose tests/test_faults.py
 
@@ -48,6 +56,7 @@ bench: .venv/bench ## Measure every server mode and write docs/choosing.md, a qu
 	@command -v wrk >/dev/null || { echo "wrk not found: apt install wrk, or brew install wrk" >&2; exit 1; }
 	.venv/bin/python -m bench $(if $(QUICK),--quick)
 
+# copier: endif
 lint: .venv/test .venv/lint ## Run the linters and the type checker
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
@@ -60,7 +69,9 @@ lint: .venv/test .venv/lint ## Run the linters and the type checker
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	.venv/bin/zizmor --offline --strict-collection --quiet --persona pedantic .github
 	.venv/bin/compose-lint docker-compose.yml
+# copier: if false
 	.venv/bin/shellcheck .ci/*
+# copier: endif
 	$(if $(filter docker,$(RUNTIME)),docker build --check .)
 
 ##@ Maintain
@@ -71,21 +82,29 @@ lock: .venv/lint ## Resolve all dependency groups at once and write requirements
 	  --generate-hashes --constraint .venv/all.txt --output-file requirements/$$group.txt || exit; done
 
 clean: ## Remove the environment, the caches and the logs; data stays
-	rm -rf .venv .run .*_cache .hypothesis wsgi_app/django_site/staticfiles
+# copier: if "django" in stacks
+	rm -rf wsgi_app/django_site/staticfiles
+# copier: endif
+	rm -rf .venv .run .*_cache .hypothesis
 
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
 
 # One environment for everything that runs outside containers. A file per purpose marks what
 # is installed; the newest Python wins, and pyenv's and uv's are found without being on PATH.
-GROUPS := django flask fastapi fastapi-hybrid process test bench lint
+GROUPS := $(shell awk '/^\[/ {on = /dependency-groups/} on && /^[a-z-]+ = \[$$/ {print $$1}' pyproject.toml)
 RESOLVE := --quiet --universal --python-version 3.12 --upgrade --no-header --no-annotate --no-emit-index-url
 
-.venv/up: $(patsubst %,requirements/%.txt,$(filter-out test bench lint,$(GROUPS)))
-.venv/bench: .venv/up requirements/bench.txt
-.venv/test: .venv/bench requirements/test.txt
+# copier: filter replace(" .venv/bench", "") | replace(" bench template", "")
+.venv/up: $(patsubst %,requirements/%.txt,$(filter-out test lint bench template,$(GROUPS)))
+.venv/test: .venv/up requirements/test.txt
 .venv/lint: requirements/lint.txt
+# copier: if false
+.venv/bench: .venv/up requirements/bench.txt
+.venv/test: .venv/bench requirements/template.txt
+# copier: endif
 .venv/up .venv/bench .venv/test .venv/lint: | .venv/bin/python
+# copier: endfilter
 	@echo "Installing $(filter %.txt,$^)"
 	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes $(patsubst %,-r %,$(filter %.txt,$^))
 	@touch $@
@@ -98,16 +117,25 @@ RESOLVE := --quiet --universal --python-version 3.12 --upgrade --no-header --no-
 	done; done; \
 	echo "No Python 3.12 or newer with venv found: apt install python3-venv, brew install python, or uv python install" >&2; exit 1
 
+# What `up` says the addresses of: service:port, as .env.example has them.
+SERVICES := $(shell awk -F '[_=]' '/^[A-Z]+_PORT=/ {print tolower($$1) ":" $$3}' .env.example)
+
 # Containers
 
-.PHONY: up-docker dev-docker down-docker logs-docker manage-docker
+.PHONY: up-docker dev-docker down-docker logs-docker
 up-docker:
 	@echo "Running containers: $(WHY)."
 	@docker compose up --build --detach --wait --remove-orphans || { docker compose logs --tail 20; exit 1; }
-	@for pair in django:8001 flask:8002 fastapi:8003; do \
-	  echo "$${pair%:*} http://$$(docker compose port edge $${pair#*:})"; done
-	@docker compose exec -T edge sh -c 'for name in django flask fastapi; do \
-	  echo "$$name https://$$name.$$DOMAIN:$$EDGE_HTTPS_PORT"; done'
+# copier: if edge
+	@for pair in $(SERVICES); do echo "$${pair%:*} http://$$(docker compose port edge $${pair#*:})"; done
+	@docker compose exec -T edge sh -c 'for pair in $(SERVICES); do \
+	  echo "$${pair%:*} https://$${pair%:*}.$$DOMAIN:$$EDGE_HTTPS_PORT"; done'
+
+# copier: else
+# copier: print '\t@for pair in $(SERVICES); do name=$${pair%:*}; \\\n'
+# copier: print '\t  echo "$$name http://$$(docker compose port $$name 8000)"; done\n'
+# copier: print "\n"
+# copier: endif
 
 dev-docker:
 	docker compose --file docker-compose.yml --file deploy/dev.yml up --build --remove-orphans
@@ -118,14 +146,22 @@ down-docker:
 logs-docker:
 	docker compose logs --follow --tail 100
 
+# copier: if "django" in stacks
+.PHONY: manage-docker
 manage-docker:
 	docker compose run --rm django python -m wsgi_app.django_site $(ARGS)
 
+# copier: endif
 # Processes, under supervisor. Variables come from the shell, then .env, then .env.example.
 
-.PHONY: up-process dev-process down-process logs-process manage-process
+.PHONY: up-process start-process dev-process down-process logs-process
+# copier: if "django" in stacks
+.PHONY: manage-process
+# copier: endif
 WITH_ENV = $(foreach file,$(DEV) $(wildcard .env .env.example),.venv/bin/dotenv --file $(file) run --no-override --)
+# copier: if "django" in stacks
 MANAGE = $(WITH_ENV) .venv/bin/python -m wsgi_app.django_site
+# copier: endif
 CONTROL = .venv/bin/supervisorctl --configuration deploy/supervisord.conf
 SOCKET = .run/supervisor.sock
 STOP = if [ -S $(SOCKET) ]; then $(CONTROL) shutdown || rm -f $(SOCKET); fi; while [ -S $(SOCKET) ]; do sleep 0.2; done
@@ -133,22 +169,31 @@ STOP = if [ -S $(SOCKET) ]; then $(CONTROL) shutdown || rm -f $(SOCKET); fi; whi
 up-process: .venv/up
 	@echo "Running local processes: $(WHY)."
 	@mkdir -p .run
-	@$(CONTROL) pid >/dev/null 2>&1 || { $(MANAGE) migrate --noinput && $(MANAGE) collectstatic --noinput -v 0 && \
-	  $(WITH_ENV) .venv/bin/supervisord --configuration deploy/supervisord.conf; }
-	@{ $(CONTROL) start all && $(WITH_ENV) sh -c 'for pair in django:$$DJANGO_PORT flask:$$FLASK_PORT fastapi:$$FASTAPI_PORT; do \
-	  url=http://127.0.0.1:$${pair#*:}; .venv/bin/python -m serving.health --wait 60 $$url/readyz || exit; \
-	  echo "$${pair%:*} $$url"; done'; } || { tail -n 20 .run/*.log; $(STOP); exit 1; }
+	@$(CONTROL) pid >/dev/null 2>&1 || $(MAKE) start-process RUNTIME=process
+	@{ $(CONTROL) start all && $(WITH_ENV) sh -c 'for pair in $(SERVICES); do name=$${pair%:*}; \
+	  url=http://127.0.0.1:$$(printenv $$(echo $$name | tr a-z A-Z)_PORT); \
+	  .venv/bin/python -m serving.health --wait 60 $$url/readyz || exit; \
+	  echo "$$name $$url"; done'; } || { tail -n 20 .run/*.log; $(STOP); exit 1; }
+
+start-process:
+# copier: if "django" in stacks
+	@$(MANAGE) migrate --noinput
+	@$(MANAGE) collectstatic --noinput -v 0
+# copier: endif
+	@$(WITH_ENV) .venv/bin/supervisord --configuration deploy/supervisord.conf
 
 # Anew, as those that run already do not look at what is edited; Ctrl-C ends the logs, then the servers.
 dev-process: DEV = deploy/dev.env
 dev-process: down-process up-process
 	@trap : INT TERM; tail -n 100 -F .run/*.log; $(STOP)
 
+# copier: if "django" in stacks
+manage-process: .venv/up
+	@$(MANAGE) $(ARGS)
+
+# copier: endif
 down-process:
 	@$(STOP)
 
 logs-process:
 	tail -n 100 -F .run/*.log
-
-manage-process: .venv/up
-	@$(MANAGE) $(ARGS)

@@ -60,7 +60,7 @@ timeout = 30
 # or the engine kills them first.
 graceful_timeout = 25
 
-# Bytes of one header; must exceed what the proxy lets through (the edge: 12 KiB in all).
+# Bytes of one header; must exceed what the proxy in front lets through (12 KiB in all).
 limit_request_field_size = 16 * 1024
 
 # Seconds an idle connection stays open; must exceed the proxy's idle timeout for upstreams

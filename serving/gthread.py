@@ -1,7 +1,7 @@
 """Gunicorn's `gthread` worker, which leaves new connections to the others while it is busy.
 
 A kept-alive connection stays with the worker that accepted it, and one worker often took a
-whole burst: a proxy's pool of 64 connections to Django made 210 requests per second on one
+whole burst: a proxy's pool of 64 connections to a page made 210 requests per second on one
 CPU instead of 600 on two. Written for Gunicorn 27 (gunicorn/workers/gthread.py).
 """
 

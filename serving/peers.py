@@ -51,7 +51,7 @@ class Trusted:
             except ValueError:
                 if not _HOST_NAME.fullmatch(proxy):
                     allowed = "addresses, networks or host names of your proxies"
-                    settings.refuse("FORWARDED_ALLOW_IPS", proxy, f"{allowed}, such as 172.18.0.0/16,edge")
+                    settings.refuse("FORWARDED_ALLOW_IPS", proxy, f"{allowed}, such as 172.18.0.0/16,proxy")
                 self.names.append(proxy)
         self._known = lru_cache(maxsize=4096)(self._check)
         self._resolved: frozenset[str] = frozenset()

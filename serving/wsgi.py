@@ -23,7 +23,7 @@ class Service:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a probe, or let the application answer."""
-        # Before the application: a probe's Host header is an address that Django would refuse.
+        # Before the application: a probe's Host header is an address that it may refuse.
         if environ["PATH_INFO"] in health.PATHS and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             return self.probe(environ, start_response)
         identity = self.identify(environ)

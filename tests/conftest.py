@@ -47,6 +47,15 @@ async def main():
 
 asyncio.run(main())
 """
+# What `make up` runs: service -> what follows `python -m`.
+PROGRAMS = {
+    service: tuple(command.split())
+    for service, command in re.findall(
+        r"^\[program:(\S+)\]\ncommand = \S+/python -m (.*)$",
+        (ROOT / "deploy/supervisord.conf").read_text(),
+        re.MULTILINE,
+    )
+}
 HOUSEKEEPING = shutil.ignore_patterns(".git", ".venv", ".run", ".data", ".env", ".*_cache", "__pycache__")
 
 
@@ -92,7 +101,7 @@ def answers(url: str) -> bool:
 
 
 def addresses(services: Iterable[str], ports: Mapping[str, str]) -> dict[str, str]:
-    """Where the edge serves each of the services over plain HTTP; `ports` by variable."""
+    """Where each of the services answers over plain HTTP; `ports` by variable."""
     variables = {service: f"{service.upper().replace('-', '_')}_PORT" for service in services}
     return {name: f"http://127.0.0.1:{ports[port]}" for name, port in variables.items() if port in ports}
 
@@ -182,10 +191,13 @@ class Containers:
         return json.loads(self.compose("config", "--format", "json"))
 
     def up(self, *services: str, **options: Any) -> str:
-        """Build, start and wait, the edge always too; fails with the logs."""
+        """Build, start and wait, also for what stands before the services; fails with the logs."""
+        # copier: if edge
         services = ("edge", *services) if services else ()
+        # copier: endif
         output = self.compose("up", "--build", "--detach", "--wait", *services, expect=None, **options)
-        for service in services or ("edge", *self.urls):
+        checked = [name for name, service in self.services.items() if "test" in service["healthcheck"]]
+        for service in services or checked:
             # On a busy machine a check may fail, and the wait with it, although all is well a moment later.
             poll(
                 lambda name=service: self.health(name) == "healthy",
@@ -194,7 +206,7 @@ class Containers:
         return output
 
     def direct(self, service: str) -> str:
-        """The service's address past the edge, as another container in its network has it."""
+        """The service's own address, as another container in its network has it."""
         if not self._direct:
             ports = {name: free_port() for name in self.urls}
             published = [
@@ -231,12 +243,14 @@ class Containers:
         """The output of a command inside the service's container."""
         return self.compose("exec", "--no-TTY", service, *command, **options)
 
+    # copier: if "django" in stacks
     def manage(self, arguments: str, **environ: str) -> str:
         """`make manage`'s own command, in this project."""
         variables = [word for name, value in environ.items() for word in ("--env", f"{name}={value}")]
         command = ("python", "-m", "wsgi_app.django_site", *arguments.split())
         return self.compose("run", "--rm", *variables, "django", *command)
 
+    # copier: endif
     def log(self, service: str = "") -> str:
         """What the service printed."""
         return self.compose("logs", "--no-color", *filter(None, [service]))
@@ -266,8 +280,7 @@ class Processes:
         self.directory = directory
         shutil.copytree(ROOT, directory, ignore=HOUSEKEEPING, dirs_exist_ok=True)
         (directory / ".venv").symlink_to(ROOT / ".venv")
-        config = (ROOT / "deploy/supervisord.conf").read_text()
-        ports = {name: str(free_port()) for name in re.findall(r"^\[program:(\S+)\]$", config, re.MULTILINE)}
+        ports = {name: str(free_port()) for name in PROGRAMS}
         self.environ = os.environ | {f"{name.upper()}_PORT": port for name, port in ports.items()}
         self.environ.pop("MAKEFLAGS", None)
         self.urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
@@ -290,11 +303,13 @@ class Processes:
         options = {"cwd": self.directory, "env": self.environ} | options
         return run(program, "-c", "deploy/supervisord.conf", *arguments, **options)
 
+    # copier: if "django" in stacks
     def manage(self, arguments: str, **environ: str) -> str:
         """`make manage` in this copy."""
         command = ("make", "manage", f"ARGS={arguments}", "RUNTIME=process")
         return run(*command, cwd=self.directory, env=self.environ | environ)
 
+    # copier: endif
     def log(self, service: str = "*") -> str:
         """What the service printed."""
         return "\n".join(path.read_text() for path in (self.directory / ".run").glob(f"{service}.log"))
@@ -315,6 +330,7 @@ class Processes:
         self.make("down")
 
 
+# copier: if "django" in stacks
 class Postgres:
     """A real PostgreSQL server of this machine's package, on a port of 127.0.0.1 and a socket."""
 
@@ -362,6 +378,10 @@ class Postgres:
         # It waits for its clients, unless told to end at once.
         self.stop(signal.SIGINT)
         shutil.rmtree(self.directory)
+
+
+# copier: endif
+Stack = Containers | Processes
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -412,7 +432,14 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
         stack.down()
 
 
+@pytest.fixture
+def http() -> Iterator[httpx2.Client]:
+    """A client that keeps cookies and follows no redirect."""
+    with httpx2.Client(trust_env=False) as client:
+        yield client
+
+
 @pytest.fixture(params=["processes", "containers"])
-def stack(request: pytest.FixtureRequest) -> Containers | Processes:
+def stack(request: pytest.FixtureRequest) -> Stack:
     """Every service, in both runtimes."""
     return request.getfixturevalue(request.param)

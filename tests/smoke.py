@@ -36,16 +36,36 @@ class NotApplicable(Exception):  # noqa: N818
 
 
 Check = Callable[[Site], None]
-# Name -> the check, and where this repository keeps it: a file, and how the line begins.
-PROMISES: dict[str, tuple[Check, str, str]] = {}
+PROMISES: dict[str, Check] = {}
+# Where this repository keeps a promise: a file, and how the line begins.
+PLACES = {
+    "health": ("serving/health.py", "PATHS = "),
+    "request id": ("serving/peers.py", "def new_request_id"),
+    # copier: if gunicorn
+    "keep-alive": ("gunicorn.conf.py", "worker_class = "),
+    # copier: endif
+    # copier: if "django" in stacks
+    "static files": ("wsgi_app/django_site/settings.py", '"whitenoise.middleware'),
+    "errors": ("wsgi_app/django_site/settings.py", "DEBUG = "),
+    # copier: endif
+    # copier: if "fastapi" in stacks
+    "WebSocket": ("uvicorn.json", '"ws_max_size"'),
+    # copier: endif
+    # copier: if edge
+    "server's name": ("deploy/edge/Caddyfile", "header -Server"),
+    "security headers": ("deploy/edge/Caddyfile", "header ?X-Content-Type-Options"),
+    "forged headers": ("docker-compose.yml", "FORWARDED_ALLOW_IPS: "),
+    "HTTP/2": ("deploy/edge/Caddyfile", "https_port"),
+    # copier: endif
+}
 
 
-def promise(name: str, file: str, line: str) -> Callable[[Check], Check]:
+def promise(name: str) -> Callable[[Check], Check]:
     """Register a check, which raises Broken or NotApplicable."""
-    return lambda check: PROMISES.setdefault(name, (check, file, line))[0]
+    return lambda check: PROMISES.setdefault(name, check)
 
 
-@promise("health", "serving/health.py", "PATHS = ")
+@promise("health")
 def answers_probes(site: Site) -> None:
     """/livez and /readyz answer 200, and nobody keeps that."""
     for path in health.PATHS:
@@ -63,7 +83,7 @@ def hashed(site: Site) -> list[str]:
     return found
 
 
-@promise("static files", "wsgi_app/django_site/settings.py", '"whitenoise.middleware')
+@promise("static files")
 def keeps_and_packs(site: Site) -> None:
     """A file with a hash in its name is kept for a year, and text comes compressed."""
     for path in hashed(site):
@@ -76,7 +96,7 @@ def keeps_and_packs(site: Site) -> None:
             raise Broken(f"{path}: not compressed for who takes gzip")
 
 
-@promise("errors", "wsgi_app/django_site/settings.py", "DEBUG = ")
+@promise("errors")
 def errs_politely(site: Site) -> None:
     """An unknown address gets a 404 and TRACE no echo: short, without a trace or a version."""
     unknown, refused = site.follow(UNKNOWN), site.ask("/", "TRACE", {"X-Echo": NAME})
@@ -89,7 +109,7 @@ def errs_politely(site: Site) -> None:
             raise Broken(f"{answer.status}: shows {found[0]!r}")
 
 
-@promise("server's name", "deploy/edge/Caddyfile", "header -Server")
+@promise("server's name")
 def tells_no_version(site: Site) -> None:
     """Nobody is told what to attack."""
     server, powered = (site.page.headers.get(name, "") for name in ("Server", "X-Powered-By"))
@@ -97,12 +117,12 @@ def tells_no_version(site: Site) -> None:
         raise Broken(f"Server: {server}, X-Powered-By: {powered}")
 
 
-@promise("security headers", "deploy/edge/Caddyfile", "header ?X-Content-Type-Options")
+@promise("security headers")
 def protects(site: Site) -> None:
     """A page can not be framed or sniffed and tells nobody its address; a public name keeps to TLS."""
     headers = site.page.headers
     if not site.tls and not site.page.is_page:
-        raise NotApplicable("no page, and no TLS: the edge adds them")
+        raise NotApplicable("no page, and no TLS")
     needed = ["X-Content-Type-Options", "Referrer-Policy"]
     needed += ["Strict-Transport-Security"] if site.tls and not site.local else []
     if "frame-ancestors" not in headers.get("Content-Security-Policy", ""):
@@ -114,7 +134,7 @@ def protects(site: Site) -> None:
         raise Broken(f"a cookie that is not Secure: {exposed[0].partition('=')[0]}")
 
 
-@promise("forged headers", "docker-compose.yml", "{HOST: 0.0.0.0, PORT")
+@promise("forged headers")
 def believes_nobody(site: Site) -> None:
     """Only a trusted proxy names a client, a host, a scheme or a request id."""
     scheme = "http" if site.tls else "https"
@@ -132,7 +152,7 @@ def believes_nobody(site: Site) -> None:
             raise Broken(f"{path}: believes X-Forwarded-Proto: {other.status} instead of {honest.status}")
 
 
-@promise("request id", "serving/peers.py", "def new_request_id")
+@promise("request id")
 def identifies(site: Site) -> None:
     """X-Request-ID is returned, well-formed and another one each time."""
     first, second = (site.ask("/").headers.get("X-Request-ID", "") for _ in range(2))
@@ -140,7 +160,7 @@ def identifies(site: Site) -> None:
         raise Broken(f"X-Request-ID: {first or 'none'}, then {second or 'none'}")
 
 
-@promise("WebSocket", "uvicorn.json", '"ws_max_size"')
+@promise("WebSocket")
 def closes_in_order(site: Site) -> None:
     """A goodbye is answered with 1000, a message without bound with 1009."""
     path = settings.text("WS", "/ws")
@@ -166,7 +186,7 @@ def closes_in_order(site: Site) -> None:
         raise Broken(f"{path}: goodbye {codes[0]}, message without bound {codes[1]}")
 
 
-@promise("keep-alive", "gunicorn.conf.py", "worker_class = ")
+@promise("keep-alive")
 def keeps_connections(site: Site) -> None:
     """More than one request goes over a connection, also after an error."""
     connection = site.open()
@@ -179,7 +199,7 @@ def keeps_connections(site: Site) -> None:
         connection.close()
 
 
-@promise("HTTP/2", "deploy/edge/Caddyfile", "https_port")
+@promise("HTTP/2")
 def speaks_http_2(site: Site) -> None:
     """It is offered in the TLS handshake, and SETTINGS are answered with SETTINGS."""
     if not site.tls:
@@ -195,7 +215,7 @@ def speaks_http_2(site: Site) -> None:
 def examine(site: Site) -> dict[str, tuple[str, str]]:
     """Promise -> kept, broken or not applicable, and what was found."""
     report = {}
-    for name, (check, _, _) in PROMISES.items():
+    for name, check in PROMISES.items():
         try:
             check(site)
             report[name] = ("kept", str(check.__doc__))
@@ -207,8 +227,10 @@ def examine(site: Site) -> dict[str, tuple[str, str]]:
 
 
 def place(name: str) -> str:
-    """The line of this repository that keeps the promise."""
-    _, file, line = PROMISES[name]
+    """The line of this repository that keeps the promise; "" where a proxy in front has to."""
+    if name not in PLACES:
+        return ""
+    file, line = PLACES[name]
     lines = (Path(__file__).parent.parent / file).read_text(encoding="utf-8").splitlines()
     number = next(number for number, text in enumerate(lines, 1) if text.strip().startswith(line))
     return f"{file}:{number}: {lines[number - 1].strip()}"
@@ -226,8 +248,8 @@ def main() -> None:
     report = examine(site)
     for name, (result, found) in report.items():
         print(f"{result:<14}  {name}: {found}")
-        if result == "broken":
-            print(f"{'':<14}  change {place(name)}")
+        if result == "broken" and (line := place(name)):
+            print(f"{'':<14}  change {line}")
     sys.exit(any(result == "broken" for result, _ in report.values()))
 
 

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.sync.server import serve
 
-from tests.conftest import ROOT, Containers, free_port, run
+from tests.conftest import ROOT, free_port, run
 from tests.site import Site
-from tests.smoke import PROMISES, Broken, NotApplicable, examine, place
+from tests.smoke import PLACES, PROMISES, Broken, NotApplicable, examine, place
 
 STYLE = "/static/site.0123456789ab.css"
 PAGE = f'<!doctype html><link rel="stylesheet" href="{STYLE}">'
@@ -204,7 +204,7 @@ def test_a_websocket_without_bounds_is_reported() -> None:
         threading.Thread(target=listening.serve_forever, daemon=True).start()
         port = listening.socket.getsockname()[1]
         with pytest.raises(Broken, match="/ws: goodbye 1000, message without bound None"):
-            PROMISES["WebSocket"][0](Site(f"http://127.0.0.1:{port}"))
+            PROMISES["WebSocket"](Site(f"http://127.0.0.1:{port}"))
         listening.shutdown()
 
 
@@ -227,7 +227,8 @@ def test_the_report_names_the_line_to_change() -> None:
         lines = smoke(url, expect=1).splitlines()
         at = lines.index("broken          request id: X-Request-ID: none, then none")
         assert lines[at + 1].strip().startswith("change serving/peers.py:")
-    for name, (_, file, line) in PROMISES.items():
+    assert PLACES.keys() <= PROMISES.keys()
+    for name, (file, line) in PLACES.items():
         assert (ROOT / file).exists()
         assert line in place(name)
 
@@ -259,21 +260,3 @@ def test_an_unknown_certificate_is_refused_until_it_is_accepted(certificate: Pat
         for name, value in (("CA", "/nowhere"), ("INSECURE", "perhaps")):
             (line,) = smoke(url, expect=1, **{name: value}).splitlines()
             assert line.startswith(f"{name}='{value}': must be ")
-
-
-def test_our_edge_keeps_every_promise_over_tls(containers: Containers, tmp_path: Path) -> None:
-    """HTTP/2, forged headers and the WebSocket included; nothing is spared but what a service has not."""
-    root = tmp_path / "root.crt"
-    root.write_text(containers.exec("edge", "cat", "/data/caddy/pki/authorities/local/root.crt"))
-    missing = {
-        "django": {"WebSocket"},
-        "flask": {"WebSocket", "static files"},
-        "fastapi": {"static files"},
-    }
-    for service, expected in missing.items():
-        url = f"https://{service}.localhost:{containers.ports['EDGE_HTTPS_PORT']}"
-        lines = smoke(url, expect=0, CA=str(root)).splitlines()
-        spared = {
-            line.removeprefix("not applicable  ").partition(":")[0] for line in lines if "not app" in line
-        }
-        assert spared == expected, lines

@@ -10,10 +10,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.conftest import ROOT, Postgres, Server, free_port, poll, run
+from tests.conftest import ROOT, Postgres, Server, answers, free_port, poll, run
+from tests.test_gunicorn_conf import workers
 
 MANAGE = (sys.executable, "-m", "wsgi_app.django_site")
 GUNICORN = ("serving.gunicorn", "wsgi_app.django_site.wsgi")
+LISTENING = "0A"
 
 
 def environ(data: Path, **more: str) -> dict[str, str]:
@@ -160,3 +162,37 @@ def test_postgresql_serves_when_the_url_says_so(tmp_path: Path) -> None:
         page = httpx2.get(server.url + "/", timeout=20)
         assert (page.status_code, page.headers["retry-after"]) == (503, "5")
         assert "Traceback" not in page.text
+
+
+def open_files(pid: int) -> list[str]:
+    """What the process' descriptors lead to."""
+    targets = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            targets.append(str(descriptor.readlink()))
+        except OSError:  # closed meanwhile
+            continue
+    return targets
+
+
+def sockets(pid: int) -> list[str]:
+    """Kind and state of every socket that the process has open."""
+    found = {}
+    columns = {"tcp": (9, 3), "tcp6": (9, 3), "udp": (9, 3), "udp6": (9, 3), "unix": (6, 5)}
+    for kind, (inode, state) in columns.items():
+        for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]:
+            fields = line.split()
+            found[f"socket:[{fields[inode]}]"] = f"{kind} {fields[state]}"
+    return sorted(found.get(name, name) for name in open_files(pid) if name.startswith("socket:"))
+
+
+def test_the_master_opens_nothing_that_workers_would_share(tmp_path: Path) -> None:
+    """Loading Django opens no connection and no database; a worker does, at its first query."""
+    database = tmp_path / "db.sqlite3"
+    environ = {"DATABASE_URL": f"sqlite:///{database}", "DATA_DIR": str(tmp_path), "WEB_CONCURRENCY": "1"}
+    with Server(*GUNICORN, **environ) as server:
+        server.wait()
+        assert not answers(server.url + "/readyz")
+        assert any(str(database) in open_files(pid) for pid in workers(server)), server.log()
+        assert not [name for name in open_files(server.process.pid) if name.startswith(str(database))]
+        assert sockets(server.process.pid) == [f"tcp {LISTENING}"]

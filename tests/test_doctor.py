@@ -72,7 +72,7 @@ BROKEN = [
         "workers, reason = 5, str()",
         "gunicorn.conf.py: workers=5: must be at most 4 with docker-compose.yml: ",
     ),
-    (COMPOSE, "ALLOW_IPS: edge", "ALLOW_IPS: edge, WEB_CONCURRENCY: 9", ": workers=9: must be at most "),
+    (COMPOSE, "ALLOW_IPS: edge", "ALLOW_IPS: edge\n    WEB_CONCURRENCY: 9", ": workers=9: must be at most "),
     (
         GUNICORN,
         '"/dev/shm" if os.path.isdir("/dev/shm") else None',
@@ -179,7 +179,7 @@ BROKEN = [
     (
         COMPOSE,
         "ALLOW_IPS: edge",
-        'ALLOW_IPS: edge, DJANGO_DEBUG: "on"',
+        'ALLOW_IPS: edge\n    DJANGO_DEBUG: "on"',
         ".environment.DJANGO_DEBUG=on: must be off in production",
     ),
     (

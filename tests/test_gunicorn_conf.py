@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.conftest import ROOT, Server, answers, poll, run
+from tests.conftest import ROOT, Server, poll, run
 
 APP = """
 import gc, os
@@ -23,7 +23,6 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"%d %d" % (os.getpid(), gc.get_freeze_count())]
 """
-LISTENING = "0A"
 
 
 @pytest.fixture
@@ -60,28 +59,6 @@ def ask(server: Server) -> tuple[int, int]:
     """The worker that answered, and how many objects its collector leaves alone."""
     pid, frozen = httpx2.get(server.url, trust_env=False).raise_for_status().text.split()
     return int(pid), int(frozen)
-
-
-def open_files(pid: int) -> list[str]:
-    """What the process' descriptors lead to."""
-    targets = []
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            targets.append(str(descriptor.readlink()))
-        except OSError:  # closed meanwhile
-            continue
-    return targets
-
-
-def sockets(pid: int) -> list[str]:
-    """Kind and state of every socket that the process has open."""
-    found = {}
-    columns = {"tcp": (9, 3), "tcp6": (9, 3), "udp": (9, 3), "udp6": (9, 3), "unix": (6, 5)}
-    for kind, (inode, state) in columns.items():
-        for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]:
-            fields = line.split()
-            found[f"socket:[{fields[inode]}]"] = f"{kind} {fields[state]}"
-    return sorted(found.get(name, name) for name in open_files(pid) if name.startswith("socket:"))
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -130,18 +107,6 @@ def test_workers_share_a_frozen_heap(together: Path) -> None:
     with Server("gunicorn", "app:app", cwd=together, WEB_CONCURRENCY="1") as server:
         server.wait()
         assert ask(server)[1] > 100_000, server.log()
-
-
-def test_the_master_opens_nothing_that_workers_would_share(tmp_path: Path) -> None:
-    """Loading Django opens no connection and no database; a worker does, at its first query."""
-    database = tmp_path / "db.sqlite3"
-    environ = {"DATABASE_URL": f"sqlite:///{database}", "DATA_DIR": str(tmp_path), "WEB_CONCURRENCY": "1"}
-    with Server("serving.gunicorn", "wsgi_app.django_site.wsgi", **environ) as server:
-        server.wait()
-        assert not answers(server.url + "/readyz")
-        assert any(str(database) in open_files(pid) for pid in workers(server)), server.log()
-        assert not [name for name in open_files(server.process.pid) if name.startswith(str(database))]
-        assert sockets(server.process.pid) == [f"tcp {LISTENING}"]
 
 
 def test_a_recycled_worker_drops_no_request(together: Path) -> None:

@@ -7,9 +7,13 @@ import signal
 import socket
 from pathlib import Path
 
-import httpx2
+from tests.conftest import PROGRAMS, ROOT, Processes, answers, free_port, poll, run
 
-from tests.conftest import Processes, answers, free_port, poll, run
+# One of the services, and the variable that moves its port.
+SERVICE = list(PROGRAMS)[-1]
+VARIABLE = f"{SERVICE.upper()}_PORT"
+# The groups that the images install.
+BUILT = re.findall(r"requirements/(\S+)\.txt", (ROOT / "Dockerfile").read_text())
 
 
 def processes_of(directory: Path) -> dict[int, str]:
@@ -66,21 +70,21 @@ def test_down_leaves_nothing_behind_and_an_env_file_moves_a_port(tmp_path: Path)
     """.env reaches the services, a variable of the shell wins over it, and down stops everything twice."""
     stack = Processes(tmp_path / "copy")
     moved = free_port()
-    stack.environ.pop("FLASK_PORT")
-    (stack.directory / ".env").write_text(
-        f"FLASK_PORT={moved}\nDJANGO_PORT=1\nWEB_CONCURRENCY=3\nLOG_LEVEL=debug\n"
-    )
+    stack.environ |= {"LOG_LEVEL": "debug"}
+    stack.environ.pop(VARIABLE)
+    (stack.directory / ".env").write_text(f"{VARIABLE}={moved}\nLOG_LEVEL=loud\nWEB_CONCURRENCY=3\n")
     try:
         output = stack.up()
-        assert f"flask http://127.0.0.1:{moved}\n" in output
-        assert f"django {stack.urls['django']}\n" in output
-        assert httpx2.get(f"http://127.0.0.1:{moved}/").json()["service"] == "flask"
-        assert "workers=3 (WEB_CONCURRENCY)" in stack.log("flask")
-        assert "DEBUG" in stack.log("flask")
+        for service, url in (stack.urls | {SERVICE: f"http://127.0.0.1:{moved}"}).items():
+            assert f"{service} {url}\n" in output
+            assert answers(url)
+        assert "workers=3 (WEB_CONCURRENCY)" in stack.log(SERVICE)
     finally:
         stack.down()
     poll(lambda: not processes_of(stack.directory))
+    # copier: if "django" in stacks
     assert (stack.directory / ".data/db.sqlite3").exists()
+    # copier: endif
     stack.down()
 
 
@@ -91,7 +95,7 @@ def test_a_failing_start_is_told_and_leaves_nothing_running(tmp_path: Path) -> N
         occupied.bind(("127.0.0.1", 0))
         occupied.listen()
         port = occupied.getsockname()[1]
-        stack.environ["FLASK_PORT"] = str(port)
+        stack.environ[VARIABLE] = str(port)
         output = run("make", "up", "RUNTIME=process", cwd=stack.directory, env=stack.environ, expect=2)
     assert f"HOST and PORT='127.0.0.1:{port}': must be free to listen on" in output
     poll(lambda: not processes_of(stack.directory))
@@ -144,7 +148,7 @@ def test_the_environment_is_built_from_the_lock_alone(tmp_path: Path) -> None:
     installed = {line.lower().replace("_", "-") for line in freeze.split()}
     locked = {
         (f"{name}=={version}", condition)
-        for group in ("django", "flask", "fastapi", "fastapi-hybrid", "process")
+        for group in ("process", *BUILT)
         for name, version, condition in re.findall(
             r"^([\w.-]+)(?:\[\w+\])?==(\S+)( ;.*)? \\$",
             (stack.directory / f"requirements/{group}.txt").read_text(),

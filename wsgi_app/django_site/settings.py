@@ -78,7 +78,7 @@ ALLOWED_HOSTS = [
 ]
 
 # On, there is no plain port any more: it would redirect, and a Secure cookie never come back.
-# Off, what comes over TLS gets Secure cookies all the same (see MIDDLEWARE), and the edge redirects.
+# Off, what comes over TLS gets Secure cookies all the same (see MIDDLEWARE), and the proxy redirects.
 HTTPS = settings.flag("DJANGO_HTTPS")
 SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 CSRF_COOKIE_HTTPONLY = True
