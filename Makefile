@@ -36,7 +36,7 @@ doctor: .venv/up ## Check that the files agree: timeouts, limits, trust, how the
 smoke: .venv/test ## Ask any deployment what it owes: make smoke URL=https://...; CA=FILE or INSECURE=1
 	@.venv/bin/python -m tests.smoke "$(URL)"
 
-chaos: .venv/test ## Break everything under load, seven minutes, and write docs/reliability.md
+chaos: .venv/test ## Break everything under load, some ten minutes, and write docs/reliability.md
 	CHAOS=1 .venv/bin/pytest --verbose tests/test_faults.py
 
 bench: .venv/bench ## Measure every server mode side by side, a quarter of an hour; QUICK=1: two minutes
