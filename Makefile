@@ -49,7 +49,7 @@ smoke: .venv/test ## Ask any deployment what it owes: make smoke URL=https://...
 
 # copier: if false
 .PHONY: chaos bench
-chaos: .venv/test ## Break everything under load, seven minutes, and write docs/reliability.md
+chaos: .venv/test ## Break everything under load, some ten minutes, and write docs/reliability.md
 	CHAOS=1 .venv/bin/pytest --verbose tests/test_faults.py
 
 bench: .venv/bench ## Measure every server mode and write docs/choosing.md, a quarter of an hour; QUICK=1: two minutes
@@ -65,8 +65,10 @@ lint: .venv/test .venv/lint ## Run the linters and the type checker
 	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/dev.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+# copier: if false
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+# copier: endif
 	.venv/bin/zizmor --offline --strict-collection --quiet --persona pedantic .github
 	.venv/bin/compose-lint docker-compose.yml
 # copier: if false
