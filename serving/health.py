@@ -25,7 +25,7 @@ PATHS = (LIVE, READY)
 # Seconds; compose gives up on a probe after its own, longer timeout.
 PROBE_TIMEOUT = 4
 
-# Seconds in which a proxy surely asks again; the edge asks twice a second.
+# Seconds in which a proxy surely asks again; ours asks twice a second.
 NOTICED = 2
 
 logger = logging.getLogger(__name__)

@@ -1,21 +1,17 @@
 """The files agree with each other where serving/doctor.py does not look: ports, process mode, locks."""
 
-import ast
 import json
 import re
-import runpy
 import tomllib
 from functools import cache
 
 from dotenv import dotenv_values
 
-from serving import health
 from serving.doctor import seconds
 from serving.project import Process, Project, has_compose
 from tests.conftest import PROGRAMS, ROOT, lacking
 
 # copier: if edge
-rollout = runpy.run_path(str(ROOT / "deploy/rollout.py"))
 CADDYFILE = (ROOT / "deploy/edge/Caddyfile").read_text()
 # copier: endif
 MEBIBYTE = 1024 * 1024
@@ -78,22 +74,6 @@ def test_the_edge_refuses_before_the_servers_do() -> None:
     longest = int(re.search(r"{uri}.size\(\) > (\d+)", CADDYFILE)[1])
     assert len("OPTIONS  HTTP/1.1\r\n") + longest <= 4094, "Gunicorn's default limit_request_line"
     assert seconds(edge("health_interval")) < seconds(edge("lb_try_duration"))
-
-
-def test_the_edge_has_seen_what_a_stop_waits_for() -> None:
-    """It asks /readyz at least twice while a drained server, or a rollout, waits for it."""
-    assert 2 * seconds(edge("health_interval")) <= rollout["SEEN"] < health.NOTICED
-    for name, service in long_running().items():
-        drains = [hook["command"] for hook in service.get("pre_stop", [])]
-        assert drains == ([] if name == "edge" else [["python", "-m", "serving.health", "--drain"]]), name
-
-
-def test_the_rollout_knows_the_places_that_the_edge_asks() -> None:
-    """It is short, and runs wherever there is a Python."""
-    assert rollout["PLACES"] == {int(number) for number in re.findall(r"{args\[0\]}-(\d):8000", CADDYFILE)}
-    text = (ROOT / "deploy/rollout.py").read_text()
-    assert len(text.splitlines()) < 150
-    ast.parse(text, feature_version=(3, 9))
 
 
 def test_the_edge_serves_each_service_where_compose_publishes_it() -> None:

@@ -19,11 +19,20 @@ from tests.test_process_mode import processes_of
 
 # A file of each service, something in it that its page shows, and the same thing edited.
 EDITS = {
+    # copier: if "django" in stacks
     "django": ("wsgi_app/django_site/models.py", "author = models.CharField(", '"edited", '),
+    # copier: endif
+    # copier: if "flask" in stacks
     "flask": ("wsgi_app/flask_site/__init__.py", 'service="flask', "-edited"),
+    # copier: endif
+    # copier: if "fastapi" in stacks
     "fastapi": ("asgi_app/main.py", '"service": "fastapi', "-edited"),
+    # copier: endif
 }
+# copier: if hybrid
 EDITS["fastapi-hybrid"] = EDITS["fastapi"]
+# copier: endif
+# copier: print "\n\n"
 
 
 class Dev:
@@ -120,6 +129,7 @@ def test_an_error_is_shown_and_the_next_edit_heals(dev: Dev, error: str, line: s
             assert dev.stack.inspect(service, "{{.RestartCount}}") == "0"
 
 
+# copier: if "django" in stacks
 def test_edited_templates_and_static_files_of_django_are_served(dev: Dev) -> None:
     """As they are on disk, without collectstatic."""
     site = dev.stack.directory / "wsgi_app/django_site"
@@ -132,6 +142,7 @@ def test_edited_templates_and_static_files_of_django_are_served(dev: Dev) -> Non
         (site / name).write_text(original)
 
 
+# copier: endif
 def test_nothing_but_code_and_switches_differs(engine: None) -> None:
     """`make dev` runs the services that `docker compose up` runs, which knows nothing of it."""
     stack = Containers(COMPOSE_PROFILES="*")

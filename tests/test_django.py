@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.conftest import ROOT, Postgres, Server, answers, free_port, poll, run
+from tests.conftest import ROOT, Server, answers, free_port, poll, run
+from tests.postgres import Postgres
 from tests.test_gunicorn_conf import workers
 
 MANAGE = (sys.executable, "-m", "wsgi_app.django_site")

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 
-from tests.conftest import ROOT, Containers, Postgres, answers, poll, run
+from tests.conftest import ROOT, Containers, answers, poll, run
+from tests.postgres import Postgres
 from tests.test_containers import children
 
 CHAOS = os.environ.get("CHAOS") == "1"

@@ -152,8 +152,8 @@ def test_a_request_that_may_have_been_received_is_not_sent_twice(fleet: Containe
 
 def test_half_a_body_is_sent_once_at_most(containers: Containers) -> None:
     """400 for malformed chunks, which one replica sees the beginning of; a client that left reaches none."""
-    name = f"{containers.project}-flask-4"
-    host, _, port = containers.urls["flask"].removeprefix("http://").partition(":")
+    name = f"{containers.project}-{SERVICE}-4"
+    host, _, port = containers.urls[SERVICE].removeprefix("http://").partition(":")
     head = f"HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n"
     statuses: dict[str, bytes] = {}
 
@@ -162,7 +162,7 @@ def test_half_a_body_is_sent_once_at_most(containers: Containers) -> None:
             client.sendall(f"PUT /left-{len(statuses)} {head}Content-Length: 9\r\n\r\nhalf".encode())
         path = f"/malformed-{len(statuses)}"
         request = f"PUT {path} {head}Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n"
-        statuses[path] = raw(containers.urls["flask"], request.encode()).split()[1]
+        statuses[path] = raw(containers.urls[SERVICE], request.encode()).split()[1]
         return len(received()) > 2
 
     def received() -> list[str]:

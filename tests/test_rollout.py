@@ -1,6 +1,9 @@
 """A version replaces another one under load, and nobody notices; a bad one changes nothing."""
 
+import ast
 import json
+import re
+import runpy
 import secrets
 import shutil
 import threading
@@ -14,8 +17,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from serving import health
+from serving.doctor import seconds
 from tests.conftest import HOUSEKEEPING, ROOT, Containers, answers, poll, run
+from tests.test_contract import CADDYFILE, edge, long_running
 from tests.test_readme import COMMANDS
+
+rollout = runpy.run_path(str(ROOT / "deploy/rollout.py"))
 
 # Around the image's own application: writes down what was received, and takes the time that was asked for.
 WITNESS = """
@@ -43,12 +51,22 @@ async def asgi(scope, receive, send):
 
 application = asgi if inspect.iscoroutinefunction(type(app).__call__) else wsgi
 """
+# copier: if hybrid
 HYBRID = ("serving.gunicorn", "--worker-class", "asgi_app.worker.Worker")
+# copier: endif
 WITNESSED = {
+    # copier: if "django" in stacks
     "django": (("serving.gunicorn",), "wsgi_app.django_site.wsgi"),
+    # copier: endif
+    # copier: if "flask" in stacks
     "flask": (("serving.gunicorn",), "wsgi_app.flask_site"),
+    # copier: endif
+    # copier: if "fastapi" in stacks
     "fastapi": (("asgi_app",), "asgi_app.main:app"),
+    # copier: endif
+    # copier: if hybrid
     "fastapi-hybrid": (HYBRID, "asgi_app.main:app"),
+    # copier: endif
 }
 # What a bad version has at the end of serving/health.py, and what is then said of it.
 BAD = {
@@ -131,11 +149,13 @@ class Load:
         self.absences: list[float] = []
         self.threads: list[threading.Thread] = []
         for service in stack.urls:
+            # copier: if "fastapi" in stacks
+            if service.startswith("fastapi"):
+                self.client(self.talk, service)
+            # copier: endif
             for pace in ("", "", "&slow=2"):
                 for method in ("GET", "POST"):
                     self.client(self.ask, service, method, pace)
-            if service.startswith("fastapi"):
-                self.client(self.talk, service)
 
     def client(self, function: Callable, *arguments: str) -> None:
         """One client in a thread of its own."""
@@ -158,12 +178,14 @@ class Load:
 
     def form(self, client: httpx2.Client, service: str, identity: str) -> tuple[str, dict]:
         """Where the service takes a POST, and what it takes."""
-        if service != "django":
-            return "/echo", {"json": identity}
-        if "csrftoken" not in client.cookies:
-            client.get("/")
-        token = {"csrfmiddlewaretoken": client.cookies["csrftoken"]}
-        return "/", {"data": {"author": "Load", "message": identity} | token}
+        # copier: if "django" in stacks
+        if service == "django":
+            if "csrftoken" not in client.cookies:
+                client.get("/")
+            token = {"csrfmiddlewaretoken": client.cookies["csrftoken"]}
+            return "/", {"data": {"author": "Load", "message": identity} | token}
+        # copier: endif
+        return "/echo", {"json": identity}
 
     def talk(self, service: str) -> None:
         """Keep a WebSocket open; come back when it is closed."""
@@ -249,8 +271,10 @@ def test_a_request_longer_than_the_grace_has_an_answer(deployment: Deployment) -
         assert answers == dict.fromkeys(deployment.urls, 504)
         for service in deployment.urls:
             assert deployment.inspect(service, "{{.State.ExitCode}}") == "0", deployment.log(service)
+            # copier: if "fastapi" in stacks
             if service.startswith("fastapi"):
                 assert "the lifespan has ended" in deployment.log(service)
+            # copier: endif
     finally:
         deployment.compose("up", "--detach", "--wait", "--no-build", "--no-recreate", *deployment.urls)
 
@@ -259,7 +283,7 @@ def test_a_request_longer_than_the_grace_has_an_answer(deployment: Deployment) -
 def single(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """The edge and one service that needs no other, deployed."""
     stack = Deployment(tmp_path_factory.mktemp("single") / "repository")
-    name = next((name for name in stack.urls if name != "django"), next(iter(stack.urls)))
+    name = list(stack.urls)[-1]
     stack.urls = {name: stack.urls[name]}
     try:
         stack.up(name)
@@ -334,3 +358,19 @@ def test_images_built_once_are_deployed_elsewhere(single: Deployment, tmp_path: 
         assert "VERSION=next\nPREVIOUS_VERSION=latest\n" in (tmp_path / ".env").read_text()
     finally:
         single.down()
+
+
+def test_the_edge_has_seen_what_a_stop_waits_for() -> None:
+    """It asks /readyz at least twice while a drained server, or a rollout, waits for it."""
+    assert 2 * seconds(edge("health_interval")) <= rollout["SEEN"] < health.NOTICED
+    for name, service in long_running().items():
+        drains = [hook["command"] for hook in service.get("pre_stop", [])]
+        assert drains == ([] if name == "edge" else [["python", "-m", "serving.health", "--drain"]]), name
+
+
+def test_the_rollout_knows_the_places_that_the_edge_asks() -> None:
+    """It is short, and runs wherever there is a Python."""
+    assert rollout["PLACES"] == {int(number) for number in re.findall(r"{args\[0\]}-(\d):8000", CADDYFILE)}
+    text = (ROOT / "deploy/rollout.py").read_text()
+    assert len(text.splitlines()) < 150
+    ast.parse(text, feature_version=(3, 9))
