@@ -8,8 +8,7 @@ more, then SIGTERM. From then on .env names the version, for Compose.
 
 Why not what is there: `docker compose up` stops a replica before it starts its successor, without
 pre_stop, and `--scale` numbers new ones upwards for ever, while the edge knows four names; so candidates
-hold the places until Compose has filled them from 1 again. docker-rollout counts upwards as well, and
-asks no edge. Swarm sends SIGTERM while its load balancer still sends requests.
+hold the places until Compose has filled them from 1 again. docker-rollout scales upwards as well.
 """
 
 import argparse
@@ -37,15 +36,16 @@ def docker(*command, check=True):
 
 
 def prove(name):
-    """Wait until the container is healthy; else end the program with the reason and the log's tail."""
+    """Wait until it is healthy, or end with the reason and the log's tail; a candidate has one chance."""
     deadline = time.monotonic() + PATIENCE
     while True:
-        now = json.loads(docker("inspect", "--format", "{{json .}}", name))
+        now = json.loads(docker("inspect", name))[0]
         state, alive = now["State"], now["State"]["Running"] and not now["RestartCount"]
         health = state.get("Health", {"Status": "healthy"})
         if alive and health["Status"] == "healthy":
             return
-        if not alive or health["Status"] == "unhealthy" or time.monotonic() > deadline:
+        failed = not alive or (name.endswith("-candidate") and health["Status"] == "unhealthy")
+        if failed or time.monotonic() > deadline:
             said = "".join(probe["Output"] for probe in (health.get("Log") or [])[-1:])
             reason = f"{health['Status']}: {said}" if alive else f"ended with exit code {state['ExitCode']}"
             sys.exit(f"{name}: {reason}\n{docker('logs', '--tail', '20', name, check=False)}")
