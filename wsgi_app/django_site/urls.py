@@ -10,4 +10,5 @@ urlpatterns = [
     path("admin/", admin.site.urls),
 ]
 
+handler404 = "wsgi_app.django_site.views.not_found"
 handler500 = "wsgi_app.django_site.views.server_error"

@@ -41,3 +41,8 @@ def server_error(request: HttpRequest) -> HttpResponse:
         return defaults.server_error(request)
     content, headers = "<h1>Service Unavailable</h1>", {"Retry-After": "5"}
     return HttpResponse(content, status=503, headers=headers)
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's own page, without its wrapper: that parses the form, and makes 500 of a malformed one."""
+    return defaults.page_not_found.__wrapped__(request, exception)
