@@ -143,7 +143,7 @@ class Load:
 
     def __init__(self, stack: Deployment) -> None:
         self.stack, self.done = stack, threading.Event()
-        self.sent: set[str] = set()
+        self.sent: dict[str, str] = {}
         self.failures: list[str] = []
         self.codes: Counter[int | None] = Counter()
         self.absences: list[float] = []
@@ -167,7 +167,7 @@ class Load:
             while not self.done.wait(0.1):
                 identity = secrets.token_hex(8)
                 request = f"{method} {identity}"
-                self.sent.add(request)
+                self.sent[request] = service
                 try:
                     path, form = self.form(client, service, identity) if method == "POST" else ("/", {})
                     answer = client.request(method, f"{path}?id={identity}{pace}", **form)
@@ -221,6 +221,13 @@ class Load:
         return f"{len(self.sent)} sent, {len(self.failures)} failed, {self.codes}, away for {worst:.2f} s"
 
 
+def kept(stack: Containers) -> Counter[str]:
+    """How often each message stands in the guestbook."""
+    program = "from wsgi_app.django_site.models import Entry; print(*Entry.objects.values_list('message'))"
+    shell = ("python", "-m", "wsgi_app.django_site", "shell", "--verbosity", "0", "--command", program)
+    return Counter(re.findall("[0-9a-f]{16}", stack.exec("django", *shell)))
+
+
 @pytest.fixture(scope="module")
 def deployment(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Every service, two replicas of the first one."""
@@ -243,7 +250,10 @@ def test_a_new_version_and_the_way_back_lose_nothing(deployment: Deployment) -> 
     assert load.failures == []
     received = deployment.received()
     assert {request: count for request, count in received.items() if count != 1} == {}
-    assert load.sent == received.keys()
+    assert load.sent.keys() == received.keys()
+    if "django" in deployment.urls:
+        posts = [request.split()[1] for request, service in load.sent.items() if service == "django"]
+        assert kept(deployment) == {identity: 1 for identity in posts if f"POST {identity}" in load.sent}
     assert load.codes.keys() <= {1001, 1012}
     assert max(load.absences, default=0) < 5
     assert new == {name: image.replace(":latest", ":1.0") for name, image in before.items()}
