@@ -191,6 +191,12 @@ def kill(stack: Containers, *services: str) -> None:
     run(*outside, python_image(), "python", "-c", program, *pids)
 
 
+def pause(container: str) -> None:
+    """Freeze it; again, when the kernel could not because a process was just being started in it."""
+    poll(lambda: "unable to freeze" not in run("docker", "pause", container, expect=None))
+    assert run("docker", "inspect", "--format", "{{.State.Paused}}", container).strip() == "true"
+
+
 def python_image() -> str:
     """The base image that the Dockerfile names."""
     return re.search(r"PYTHON_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text())[1]
@@ -290,7 +296,7 @@ def container_killed(stack: Containers, service: str, _: Load) -> None:
 def container_paused(stack: Containers, service: str, load: Load) -> float:
     """The only replica stands still until the edge has given up on what it had."""
     container = stack.container(service)
-    run("docker", "pause", container)
+    pause(container)
     try:
         load.more(CLIENTS, lost=True)
     finally:
@@ -302,7 +308,7 @@ def replica_paused(stack: Containers, service: str, load: Load) -> float:
     """One of two replicas stands still; the other one goes on."""
     names = [f"{stack.project}-{service}-{number}" for number in (1, 2)]
     poll(lambda: all(run("docker", "logs", "--tail", "50", name).count('" 200 ') > 20 for name in names))
-    run("docker", "pause", names[0])
+    pause(names[0])
     try:
         load.more(200)
     finally:
