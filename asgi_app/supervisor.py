@@ -143,11 +143,21 @@ class Supervisor(Multiprocess):
 class Reloader(StatReload):
     """The parent process under `--reload`."""
 
+    def startup(self) -> None:
+        """Start the server; what is edited from now on counts."""
+        self.mtimes = self.look()
+        super().startup()
+
     def restart(self) -> None:
-        """Start the server anew; what is edited from now on counts."""
-        before: dict[Path, float] = {}
-        for file in self.iter_py_files():
-            with suppress(FileNotFoundError):
-                before[file] = file.stat().st_mtime
+        """Start it anew, likewise."""
+        before = self.look()
         super().restart()
         self.mtimes = before
+
+    def look(self) -> dict[Path, float]:
+        """How old each file is."""
+        found: dict[Path, float] = {}
+        for file in self.iter_py_files():
+            with suppress(FileNotFoundError):
+                found[file] = file.stat().st_mtime
+        return found
