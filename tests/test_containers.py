@@ -401,8 +401,8 @@ def test_up_serves_edited_code(clone: Clone) -> None:
     with (clone.directory / module).open("a") as source:
         source.write("\nprint('edited', flush=True)\n")
     assert "edited" not in clone.log(name)
-    clone.compose("up", "--detach", "--wait")
-    poll(lambda: "edited" in clone.log(name), log=lambda: clone.log(name))
+    clone.compose("up", "--detach")
+    poll(lambda: "edited" in clone.log(name), 60, lambda: clone.log(name))
     after = running(clone)
     assert [service for service in after if after[service] != before[service]] == [name]
     run("docker", "rmi", image)
