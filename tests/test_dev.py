@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +13,7 @@ import httpx2
 import pytest
 from dotenv import dotenv_values
 
-from tests.conftest import HOUSEKEEPING, ROOT, Containers, Processes, Server, answers, poll
+from tests.conftest import ROOT, Containers, Processes, answers, poll
 from tests.test_containers import WRITE, Clone, inside, processes
 from tests.test_process_mode import processes_of
 
@@ -33,14 +32,6 @@ EDITS = {
 # copier: if hybrid
 EDITS["fastapi-hybrid"] = EDITS["fastapi"]
 # copier: endif
-SERVERS = {
-    # copier: if "flask" in stacks
-    "flask": ("serving.gunicorn", "wsgi_app.flask_site"),
-    # copier: endif
-    # copier: if "fastapi" in stacks
-    "fastapi": ("asgi_app",),
-    # copier: endif
-}
 SWITCHES = dotenv_values(ROOT / "deploy/dev.env")
 
 
@@ -143,25 +134,6 @@ def test_an_error_is_shown_and_the_next_edit_heals(dev: Dev, error: str, line: s
         assert dev.start(service) == start
 
 
-# copier: if "flask" in stacks or "fastapi" in stacks
-@pytest.mark.parametrize("service", SERVERS)
-def test_no_edit_is_lost_while_the_application_loads(service: str, tmp_path: Path) -> None:
-    """A server that starts with broken code waits for better code; so it does for what follows at once."""
-    copy = Path(shutil.copytree(ROOT, tmp_path / "copy", ignore=HOUSEKEEPING))
-    name, shown, addition = EDITS[service]
-    original = (copy / name).read_text()
-    (copy / name).write_text("import nothing")
-    # Uvicorn itself would look only 3 s after a start which file is how old.
-    environ = {key: value or "" for key, value in SWITCHES.items()} | {"UVICORN_RELOAD_DELAY": "3"}
-    with Server(*SERVERS[service], cwd=copy, **environ) as server:
-        poll(lambda: "ModuleNotFoundError" in server.log(), 60, server.log)
-        (copy / name).write_text(original)
-        server.wait()
-        (copy / name).write_text(original.replace(shown, shown + addition))
-        poll(lambda: "edited" in httpx2.get(server.url, trust_env=False).text, 60, server.log)
-
-
-# copier: endif
 # copier: if "django" in stacks
 def test_edited_templates_and_static_files_of_django_are_served(dev: Dev) -> None:
     """As they are on disk, without collectstatic."""
