@@ -48,10 +48,16 @@ lint: .venv/test .venv/lint ## Run the linters and the type checker
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	.venv/bin/hadolint Dockerfile
+	$(CHECKOV) --file Dockerfile
 	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	.venv/bin/compose-lint docker-compose.yml
 	.venv/bin/shellcheck .ci/*
 	$(if $(filter docker,$(RUNTIME)),docker build --check .)
+
+# Apart from the lock: it excludes the packaging that pytest needs. Not asked for: a tag beside FROM (the
+# build arguments have it) and HEALTHCHECK (docker-compose.yml has it, with the time that each may take).
+CHECKOV = .venv/bin/uv tool run --quiet --python .venv/bin/python checkov@3.3.30 --skip-download --quiet --compact \
+  --framework dockerfile --skip-check CKV_DOCKER_2,CKV_DOCKER_7
 
 ##@ Maintain
 .PHONY: lock clean help

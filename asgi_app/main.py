@@ -1,6 +1,7 @@
 """A small service in FastAPI: JSON, server-sent events and a WebSocket."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from fastapi import Body, FastAPI, Query, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import JsonValue
+from pydantic import AfterValidator, JsonValue
 from starlette.exceptions import HTTPException
 
 from serving import settings
@@ -24,7 +25,14 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 MAX_BODY = 1024 * 1024  # bytes; a longer body gets 413
 
-api = FastAPI(title="fastapi", max_body_size=MAX_BODY)
+# What every route answers to a request that it does not take; `problem` below writes it.
+MEMBERS = {"title": {"type": "string"}, "status": {"type": "integer"}, "detail": {}}
+PROBLEM = {"schema": {"type": "object", "properties": MEMBERS, "required": [*MEMBERS]}}
+REFUSED: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "Problem document", "content": {"application/problem+json": PROBLEM}}
+}
+
+api = FastAPI(title="fastapi", max_body_size=MAX_BODY, responses=REFUSED)
 
 
 @api.get("/")
@@ -34,8 +42,17 @@ async def index(request: Request) -> dict[str, str]:
     return {"service": "fastapi", "client": client, "scheme": request.url.scheme}
 
 
+def encodable(document: JsonValue) -> JsonValue:
+    """Refuse half of a surrogate pair: JSON can write one, and the answer's UTF-8 can not."""
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("text with an unpaired surrogate") from None
+    return document
+
+
 @api.post("/echo")
-async def echo(document: Annotated[JsonValue, Body()]) -> dict[str, JsonValue]:
+async def echo(document: Annotated[JsonValue, AfterValidator(encodable), Body()]) -> dict[str, JsonValue]:
     """Return the request's JSON document."""
     return {"echo": document}
 

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import ssl
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -99,6 +100,14 @@ def test_http_2_is_spoken(browser: Browser, tmp_path: Path) -> None:
         options = ("--silent", "--http2", "--cacert", tmp_path / "root.crt", "--output", "/dev/null")
         resolve = ("--resolve", f"{name}:127.0.0.1", "--write-out", "%{http_code} %{http_version}")
         assert run("curl", *options, *resolve, f"https://{name}/") == "200 2"
+
+
+def test_tls_is_mozillas_intermediate_profile(browser: Browser, tmp_path: Path) -> None:
+    """Versions, ciphers, curves and certificate, asked one by one."""
+    (tmp_path / "root.crt").write_text(browser.root)
+    trust = ("--certinfo", "--certinfo_ca_file", tmp_path / "root.crt", "--sni", "flask.localhost")
+    program = (sys.executable, "-m", "sslyze", "--mozilla_config=intermediate", *trust)
+    assert "OK - Compliant." in run(*program, f"127.0.0.1:{browser.port}")
 
 
 def test_http_3_is_spoken_where_it_is_advertised(browser: Browser) -> None:

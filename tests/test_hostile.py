@@ -1,5 +1,7 @@
 """Slow and hostile clients are closed, cost the others nothing, and get no further than the edge."""
 
+import itertools
+import os
 import re
 import socket
 import subprocess
@@ -9,11 +11,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.conftest import ROOT, Containers, lacking, poll, run
+from tests.conftest import ROOT, Containers, Server, lacking, poll, run
 
 CONNECTIONS = 200
 HOST = "Host: localhost\r\n"
@@ -214,3 +217,70 @@ def test_malformed_requests_are_refused(containers: Containers, corpus: dict[str
         assert lines == []
         assert before[service] == containers.inspect(service, "{{.State.StartedAt}}")
         assert httpx2.get(containers.urls[service]).status_code == 200
+
+
+# What applications choke on: names, control characters, depth, types, and a document that is none.
+STRANGE = {
+    "a surrogate": b'"\\ud800"',
+    "control characters": b'"\\u0000\\u0007\\u001b[31m\\u202e"',
+    "an astral character": '"\U0001f600\u0301\u200d"'.encode(),
+    "invalid UTF-8": b'"\xff\xfe\xc3\x28"',
+    "UTF-16": '"a"'.encode("utf-16"),
+    "a deep list": b"[" * 200_000 + b"]" * 200_000,
+    "a deep object": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "a huge number": b"9" * 100_000,
+    "a huge exponent": b"1e999999999",
+    "not a number": b"[NaN, Infinity]",
+    "many keys": b"{" + b",".join(b'"%d":0' % n for n in range(50_000)) + b"}",
+    "nothing": b"",
+    "a form": b"author=%00%ff&message=" + "\U0001f600\x1b".encode() * 1000,
+    "a form of many fields": b"&".join(b"a%d=" % n for n in range(5_000)),
+}
+# The second one passes for a token of Django's, which then reads the form.
+COOKIES = ("csrftoken=\"; sessionid='", f"csrftoken={'a' * 32}")
+TYPES = (
+    "application/json",
+    "application/x-www-form-urlencoded",
+    "multipart/form-data",
+    "text/plain; charset=x",
+)
+
+
+def test_strange_input_is_no_failure_of_the_server(containers: Containers) -> None:
+    """Whatever the body, its type and the address: no 5xx, and never a stack trace."""
+    paths = ("/", "/echo", "/%E2%80%AE%1B%00", "/admin/login/")
+    for service, url in containers.urls.items():
+        failures = []
+        with httpx2.Client(trust_env=False, timeout=30) as client:
+            for cookie, path, name, kind in itertools.product(COOKIES, paths, STRANGE, TYPES):
+                headers = {"content-type": kind, "cookie": cookie}
+                answer = client.post(url + path, content=STRANGE[name], headers=headers)
+                if answer.status_code >= 500 or "Traceback" in answer.text:
+                    failures.append((cookie, path, name, kind, answer.status_code))
+            assert failures == [], service
+
+
+def test_fifty_megabytes_are_refused_past_the_edge_too(containers: Containers) -> None:
+    """By the application itself, which lives on; the answer may get lost when it closes on the rest."""
+    for service, url in containers.urls.items():
+        with suppress(httpx2.NetworkError, httpx2.RemoteProtocolError):
+            content, kind = b"a" * 50_000_000, {"content-type": "application/json"}
+            answer = httpx2.post(
+                containers.direct(service) + "/echo",
+                content=content,
+                headers=kind,
+                trust_env=False,
+                timeout=60,
+            )
+            assert answer.status_code in (403, 404, 413), service
+        assert httpx2.get(url, trust_env=False).status_code == 200
+
+
+def test_the_openapi_document_tells_the_truth() -> None:
+    """Schemathesis finds no 5xx and no answer that FastAPI's document does not have; /events has no end."""
+    with Server("asgi_app", WEB_CONCURRENCY="1") as server:
+        server.wait()
+        program = Path(sys.executable).parent / "schemathesis"
+        options = ("--checks", "all", "--max-examples", "40", "--exclude-path", "/events", "--no-color")
+        run(program, "run", f"{server.url}/openapi.json", *options, cwd=os.environ["PYTEST_LOGS"])
+        assert "Traceback" not in server.log()

@@ -9,3 +9,4 @@ urlpatterns = [
     path("", guestbook, name="guestbook"),
     path("admin/", admin.site.urls),
 ]
+handler404 = "wsgi_app.django_site.views.not_found"
