@@ -248,7 +248,7 @@ TYPES = (
 
 def test_strange_input_is_no_failure_of_the_server(containers: Containers) -> None:
     """Whatever the body, its type and the address: no 5xx, and never a stack trace."""
-    paths = ("/", "/echo", "/%E2%80%AE%1B%00", "/admin/login/")
+    paths = ("/", "/echo?%E2%80%AE%1B%00")
     for service, url in containers.urls.items():
         failures = []
         with httpx2.Client(trust_env=False, timeout=30) as client:

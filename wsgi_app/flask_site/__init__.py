@@ -1,7 +1,7 @@
 """A small JSON service in Flask."""
 
 from flask import Flask, Response, jsonify, request
-from werkzeug.exceptions import HTTPException, InternalServerError
+from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError
 
 from serving.wsgi import Service
 
@@ -31,6 +31,12 @@ def problem(error: HTTPException) -> Response:
     response.content_type = "application/problem+json"
     response.headers.extend(h for h in error.get_headers() if h[0] == "Allow")
     return response
+
+
+@app.errorhandler(RecursionError)
+def too_deep(error: RecursionError) -> Response:
+    """400 for JSON that is nested deeper than Python's parser goes."""
+    return problem(BadRequest("The document is nested too deeply."))
 
 
 application = Service(app)
