@@ -71,7 +71,7 @@ lint: .venv/test .venv/lint ## Run the linters and the type checker
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 # copier: endif
 	.venv/bin/zizmor --offline --strict-collection --quiet --persona pedantic .github
-	.venv/bin/compose-lint docker-compose.yml
+	.venv/bin/compose-lint --fail-on low docker-compose.yml
 # copier: if false
 	.venv/bin/shellcheck .ci/*
 # copier: endif

@@ -171,7 +171,8 @@ def test_half_a_body_is_sent_once_at_most(containers: Containers) -> None:
     containers.neighbour(name, "python", "-c", REPLICA, "answers")
     try:
         poll(ask_all, 60)
-        assert set(statuses.values()) == {b"400"}
+        # Unless the replica has answered by then: it may, without the body.
+        assert {b"400"} <= set(statuses.values()) <= {b"400", b"404", b"200"}
         assert Counter(received()) == Counter(set(received()) & statuses.keys())
     finally:
         run("docker", "rm", "--force", name)

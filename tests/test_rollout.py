@@ -221,6 +221,7 @@ class Load:
         return f"{len(self.sent)} sent, {len(self.failures)} failed, {self.codes}, away for {worst:.2f} s"
 
 
+# copier: if "django" in stacks
 def kept(stack: Containers) -> Counter[str]:
     """How often each message stands in the guestbook."""
     program = "from wsgi_app.django_site.models import Entry; print(*Entry.objects.values_list('message'))"
@@ -228,6 +229,7 @@ def kept(stack: Containers) -> Counter[str]:
     return Counter(re.findall("[0-9a-f]{16}", stack.exec("django", *shell)))
 
 
+# copier: endif
 @pytest.fixture(scope="module")
 def deployment(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Every service, two replicas of the first one."""
@@ -251,9 +253,11 @@ def test_a_new_version_and_the_way_back_lose_nothing(deployment: Deployment) -> 
     received = deployment.received()
     assert {request: count for request, count in received.items() if count != 1} == {}
     assert load.sent.keys() == received.keys()
+    # copier: if "django" in stacks
     if "django" in deployment.urls:
         posts = [request.split()[1] for request, service in load.sent.items() if service == "django"]
         assert kept(deployment) == {identity: 1 for identity in posts if f"POST {identity}" in load.sent}
+    # copier: endif
     assert load.codes.keys() <= {1001, 1012}
     assert max(load.absences, default=0) < 5
     assert new == {name: image.replace(":latest", ":1.0") for name, image in before.items()}
