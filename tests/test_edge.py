@@ -291,6 +291,22 @@ def test_a_form_works_over_tls_and_its_cookies_stay_there(browser: Browser) -> N
         assert not answer.headers.get("location", "").startswith("http:")
 
 
+def test_a_session_stays_in_tls(browser: Browser) -> None:
+    """Whoever enters the admin gets a cookie that no script, no other site and no plain HTTP sees."""
+    password = {"DJANGO_SUPERUSER_PASSWORD": "only here"}
+    browser.stack.manage("createsuperuser --noinput --username ada --email ada@localhost", **password)
+    page = browser.ask("django", "/admin/login/")
+    token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', page.text)[1]
+    form = {"username": "ada", "password": "only here", "csrfmiddlewaretoken": token, "next": "/admin/"}
+    origin = {"origin": f"https://django.localhost:{browser.port}"}
+    headers = origin | {"cookie": f"csrftoken={page.cookies['csrftoken']}"}
+    answer = browser.ask("django", "/admin/login/", "POST", data=form, headers=headers)
+    assert (answer.status_code, answer.headers.get("location")) == (302, "/admin/"), answer.text
+    cookies = [cookie.split("; ") for cookie in answer.headers.get_list("set-cookie")]
+    session = next(cookie for cookie in cookies if cookie[0].startswith("sessionid="))
+    assert {"Secure", "HttpOnly", "SameSite=Lax"} <= set(session)
+
+
 # copier: endif
 def test_our_edge_keeps_every_promise_over_tls(containers: Containers, tmp_path: Path) -> None:
     """HTTP/2, forged headers and the WebSocket included; nothing is spared but what a service has not."""
