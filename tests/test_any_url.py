@@ -211,7 +211,7 @@ def test_a_websocket_without_bounds_is_reported() -> None:
 def test_a_site_may_add_slashes() -> None:
     """What an unknown address is redirected to counts, and a redirect is no WebSocket."""
     with server("slashes") as url:
-        PROMISES["errors"][0](Site(url))
+        PROMISES["errors"](Site(url))
         with pytest.raises(NotApplicable, match=r"/ws: .*redirect"):
             PROMISES["WebSocket"][0](Site(url))
 
