@@ -191,7 +191,7 @@ start-process:
 	@$(WITH_ENV) .venv/bin/supervisord --configuration deploy/supervisord.conf
 
 # Anew, as those that run already do not look at what is edited; Ctrl-C ends the logs, then the servers.
-dev-process: DEV = deploy/dev.env
+dev-process: export DEV = deploy/dev.env
 dev-process: down-process up-process
 	@trap : INT TERM; tail -n 100 -F .run/*.log; $(STOP)
 

@@ -213,7 +213,7 @@ def test_a_site_may_add_slashes() -> None:
     with server("slashes") as url:
         PROMISES["errors"](Site(url))
         with pytest.raises(NotApplicable, match=r"/ws: .*redirect"):
-            PROMISES["WebSocket"][0](Site(url))
+            PROMISES["WebSocket"](Site(url))
 
 
 def test_the_report_names_the_line_to_change() -> None:
