@@ -195,7 +195,9 @@ class Containers:
         services = ("edge", *services) if services else ()
         # copier: endif
         output = self.compose("up", "--build", "--detach", "--wait", *services, expect=None, **options)
-        checked = [name for name, service in self.services.items() if "test" in service["healthcheck"]]
+        checked = [
+            name for name, service in self.services.items() if "test" in service.get("healthcheck", {})
+        ]
         for service in services or checked:
             # On a busy machine a check may fail, and the wait with it, although all is well a moment later.
             poll(
