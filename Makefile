@@ -49,7 +49,7 @@ smoke: .venv/test ## Ask any deployment what it owes: make smoke URL=https://...
 
 # copier: if false
 .PHONY: chaos bench
-chaos: .venv/test ## Break everything under load, some ten minutes, and write docs/reliability.md
+chaos: .venv/test ## Break everything under load, six minutes, and write docs/reliability.md
 	CHAOS=1 .venv/bin/pytest --verbose tests/test_faults.py
 
 bench: .venv/bench ## Measure every server mode and write docs/choosing.md, a quarter of an hour; QUICK=1: two minutes
