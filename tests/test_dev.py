@@ -49,6 +49,8 @@ class Dev:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # In the background, a shell has its programs ignore Ctrl-C, and so would make.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def log(self) -> str:
@@ -181,4 +183,4 @@ def test_ctrl_c_ends_every_server(dev: Dev) -> None:
     if isinstance(dev.stack, Clone):
         assert not dev.stack.compose("ps", "--quiet")
     else:
-        poll(lambda: not processes_of(dev.stack.directory))
+        poll(lambda: not processes_of(dev.stack.directory), log=dev.log)
