@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.conftest import ROOT, Server, answers, free_port, poll, run
+from tests.conftest import HOUSEKEEPING, ROOT, Server, answers, free_port, poll, run
 from tests.postgres import Postgres
 from tests.test_gunicorn_conf import workers
 
@@ -163,6 +164,21 @@ def test_postgresql_serves_when_the_url_says_so(tmp_path: Path) -> None:
         page = httpx2.get(server.url + "/", timeout=20)
         assert (page.status_code, page.headers["retry-after"]) == (503, "5")
         assert "Traceback" not in page.text
+
+
+def test_a_broken_manifest_is_no_mistake_of_every_page(tmp_path: Path) -> None:
+    """A server that starts with half a staticfiles.json says so in /readyz, and answers pages with 503."""
+    copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=HOUSEKEEPING)
+    environ = {"DATA_DIR": str(tmp_path / "data"), "WEB_CONCURRENCY": "1"}
+    for command in ("migrate", "collectstatic"):
+        run(*MANAGE, command, "--noinput", cwd=copy, env=os.environ | environ)
+    manifest = copy / "wsgi_app/django_site/staticfiles/staticfiles.json"
+    manifest.write_text(manifest.read_text()[:100])
+    with Server(*GUNICORN, cwd=copy, **environ) as server:
+        server.wait()
+        page = httpx2.get(server.url + "/")
+        assert (page.status_code, page.headers["retry-after"]) == (503, "5"), server.log()
+        assert list(httpx2.get(server.url + "/readyz").json()["failed"]) == ["static files"]
 
 
 def open_files(pid: int) -> list[str]:

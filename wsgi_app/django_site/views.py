@@ -2,6 +2,7 @@
 
 import sys
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.paginator import Paginator
 from django.db import InterfaceError, OperationalError
 from django.forms import ModelForm
@@ -10,6 +11,7 @@ from django.shortcuts import redirect, render
 from django.views import defaults
 from django.views.decorators.http import require_http_methods
 
+from wsgi_app.django_site.apps import static_files
 from wsgi_app.django_site.models import Entry
 
 ENTRIES_PER_PAGE = 10
@@ -36,11 +38,20 @@ def guestbook(request: HttpRequest) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """503 where a database is away, locked or full, because that passes; 500 for everything else."""
-    if not isinstance(sys.exception(), (InterfaceError, OperationalError)):
+    """503 where a database or the static files are away, because that passes; 500 for everything else."""
+    if not isinstance(sys.exception(), (InterfaceError, OperationalError)) and named():
         return defaults.server_error(request)
     content, headers = "<h1>Service Unavailable</h1>", {"Retry-After": "5"}
     return HttpResponse(content, status=503, headers=headers)
+
+
+def named() -> bool:
+    """Whether pages can name their static files; /readyz asks the same, but a moment later."""
+    try:
+        static_files()
+    except (ImproperlyConfigured, ValueError):
+        return False
+    return True
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
