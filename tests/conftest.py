@@ -269,7 +269,11 @@ class Containers:
         """Remove everything, data and images too."""
         if self.neighbours:
             run("docker", "rm", "--force", *self.neighbours)
-        self.compose("down", "--volumes", "--rmi", "all", "--remove-orphans", "--timeout", "5")
+        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
+        # Of all versions, but nobody else's, as the base image: `--rmi` knows no such middle.
+        names = ("--filter", f"reference={self.project}-*", "--format", "{{.Repository}}:{{.Tag}}")
+        if images := run("docker", "image", "ls", *names).split():
+            run("docker", "rmi", *images)
 
 
 class Processes:

@@ -130,13 +130,6 @@ class Deployment(Containers):
         """How often each request arrived at an application, by method and id."""
         return Counter((self.witness / "received").read_text().splitlines())
 
-    def down(self) -> None:
-        """Remove everything, the images of all versions too."""
-        super().down()
-        command = ("docker", "image", "ls", "--filter", f"reference={self.project}-*", "--format")
-        if images := run(*command, "{{.Repository}}:{{.Tag}}").split():
-            run("docker", "rmi", *images)
-
 
 class Load:
     """Clients of every service, from `with` to its end: GET and POST, quick and slow, and WebSockets."""
