@@ -193,7 +193,7 @@ start-process:
 # Anew, as those that run already do not look at what is edited; Ctrl-C ends the logs, then the servers.
 dev-process: export DEV = deploy/dev.env
 dev-process: .venv/up down-process
-	@trap : INT TERM; $(MAKE) up-process RUNTIME=process || { $(STOP); exit 1; }; tail -n 100 -F .run/*.log; $(STOP)
+	@trap : INT TERM; make up-process RUNTIME=process || { $(STOP); exit 1; }; tail -n 100 -F .run/*.log; $(STOP)
 
 # copier: if "django" in stacks
 manage-process: .venv/up
