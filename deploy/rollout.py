@@ -123,7 +123,7 @@ def main():
         fix = f"docker compose up --detach --no-build --no-recreate --scale {it.name}=3 {it.name}"
         sys.exit(f"{it.name}: no place is free for a successor: {fix}")
     try:
-        provide(once + rolling, arguments.rollback)
+        provide(rolling + once, arguments.rollback)
         # Compose compares a container with .env as well, so it changes before the first one starts.
         rest = [line for line in before.splitlines() if not re.match("(PREVIOUS_)?VERSION=", line)]
         previous = previous if version == current else current

@@ -109,6 +109,11 @@ class Project:
             self.unchecked.append("Dockerfile: not here")
             self.dockerfile = Dockerfile("")
         stages = self.dockerfile.stages
+        # A service may run the image that another one builds.
+        builds = {
+            it["image"]: {"build": it["build"]} for it in services.values() if {"image", "build"} <= it.keys()
+        }
+        services = {name: builds.get(it.get("image"), {}) | it for name, it in services.items()}
         self.processes = [
             Process(name, file, self, service, self.stage(service.get("build") or {}))
             for name, service in services.items()

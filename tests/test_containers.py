@@ -389,6 +389,8 @@ def test_the_environment_file_counts(clone: Clone) -> None:
 
 def test_up_without_a_change_changes_nothing(clone: Clone) -> None:
     """A second `up --build` leaves every running container alone."""
+    built = [service["image"] for service in clone.services.values() if "build" in service]
+    assert len(built) == len(set(built)), "of two builds of one image, the last one's labels count"
     before = running(clone)
     clone.up()
     assert running(clone) == before
