@@ -149,7 +149,15 @@ dev-docker:
 	docker compose --file docker-compose.yml --file deploy/dev.yml up --build --remove-orphans
 
 down-docker:
-	docker compose down --remove-orphans
+# copier: if edge
+# A container that crashes while its pre_stop runs fails the first command; the engine knows no pre_stop.
+	docker compose down --remove-orphans || \
+	  { docker stop $$(docker compose ps --all --quiet) && docker compose down --remove-orphans; }
+
+# copier: else
+# copier: print '\tdocker compose down --remove-orphans\n'
+# copier: print "\n"
+# copier: endif
 
 logs-docker:
 	docker compose logs --follow --tail 100

@@ -267,9 +267,12 @@ class Containers:
 
     def down(self) -> None:
         """Remove everything, data and images too."""
-        if self.neighbours:
-            run("docker", "rm", "--force", *self.neighbours)
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
+        # By force: one that crashes while its pre_stop runs fails `down`, as the Makefile knows.
+        label = f"label=com.docker.compose.project={self.project}"
+        containers = run("docker", "ps", "--all", "--quiet", "--filter", label).split()
+        if containers := self.neighbours + containers:
+            run("docker", "rm", "--force", *containers)
+        self.compose("down", "--volumes", "--remove-orphans")
         # Of all versions, but nobody else's, as the base image: `--rmi` knows no such middle.
         names = ("--filter", f"reference={self.project}-*", "--format", "{{.Repository}}:{{.Tag}}")
         if images := run("docker", "image", "ls", *names).split():

@@ -1,5 +1,6 @@
 """A wrong setting stops the start with one line that names it, its value and what is allowed."""
 
+import os
 import re
 import socket
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROGRAMS, ROOT, Containers, Processes, Server, poll
+from tests.conftest import PROGRAMS, ROOT, Containers, Processes, Server, poll, run
 from tests.test_process_mode import processes_of
 
 # One service of each server.
@@ -178,6 +179,14 @@ def test_compose_up_fails_soon_and_the_log_says_why(wrong: Containers, service: 
     line = re.compile(rf"^{service}-1 +\| {name}='{value}': must be ", re.MULTILINE)
     poll(lambda: line.search(wrong.log(service)), log=lambda: output + wrong.log())
     assert "Traceback" not in wrong.log(service)
+
+
+def test_make_down_removes_what_crashes(wrong: Containers) -> None:
+    """A service that crashes again and again, also while its `pre_stop` runs, is gone at once."""
+    wrong.compose("up", "--detach", "--no-build", "--no-deps", *WRONG)
+    names = {"COMPOSE_PROJECT_NAME": wrong.project, "COMPOSE_FILE": os.pathsep.join(wrong.files[1::2])}
+    output = run("make", "down", env=wrong.environ | names)
+    assert wrong.compose("ps", "--all", "--quiet") == "", output
 
 
 def test_make_up_fails_soon_and_says_why(tmp_path: Path) -> None:
