@@ -66,8 +66,7 @@ class Service:
 
     def propose(self):
         """Start a candidate."""
-        name = ("--name", self.candidate, self.name)
-        docker("compose", "run", "--detach", "--no-deps", "--pull", "never", *name)
+        docker("compose", "run", "-d", "--no-deps", "--pull", "never", "--name", self.candidate, self.name)
 
     def retire(self, place):
         """Let the edge see the successor, and then that this one is unready; stop it and remove it."""
@@ -94,8 +93,9 @@ class Service:
 
 def provide(services, rollback):
     """Build the images; without sources, or for a rollback, fetch those that are not here."""
-    if not rollback and Path(services[0].definition["build"]["context"], "Dockerfile").exists():
-        docker("compose", "build", *(service.name for service in services))
+    builds = {it.name: it.definition["build"]["context"] for it in services if "build" in it.definition}
+    if not rollback and all(Path(context, "Dockerfile").exists() for context in builds.values()):
+        docker("compose", "build", *builds)
     for image in {service.definition["image"] for service in services}:
         docker("image", "ls", "--quiet", image) or docker("pull", image)
 
@@ -123,7 +123,7 @@ def main():
         fix = f"docker compose up --detach --no-build --no-recreate --scale {it.name}=3 {it.name}"
         sys.exit(f"{it.name}: no place is free for a successor: {fix}")
     try:
-        provide(rolling + once, arguments.rollback)
+        provide(once + rolling, arguments.rollback)
         # Compose compares a container with .env as well, so it changes before the first one starts.
         rest = [line for line in before.splitlines() if not re.match("(PREVIOUS_)?VERSION=", line)]
         previous = previous if version == current else current

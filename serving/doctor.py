@@ -95,8 +95,9 @@ def memory(p: Process) -> Iterator[str]:
 def heartbeat(p: Process) -> Iterator[str]:
     """The heartbeat's file is in memory: a slow disk would look like a dead worker."""
     mounts = [mount.partition(":")[0] for mount in p.service.get("tmpfs", [])]
+    memory = ("/dev/shm", "/run", *mounts)  # noqa: S108  only compared
     folder = str(p.gunicorn["worker_tmp_dir"] or "/tmp")  # noqa: S108  Gunicorn's default
-    if p.gunicorn and Path("/dev/shm").is_dir() and not folder.startswith(("/dev/shm", "/run", *mounts)):  # noqa: S108
+    if p.gunicorn and Path(memory[0]).is_dir() and not folder.startswith(memory):
         yield f"{p.gunicorn.say('worker_tmp_dir')}: must be in memory; change it to '/dev/shm'"
 
 
@@ -148,7 +149,7 @@ def health_check(p: Process) -> Iterator[str]:
 def ports(p: Process) -> Iterator[str]:
     """The edge is the only door."""
     for port in p.service.get("ports", []):
-        address = port.get("host_ip") or "0.0.0.0"  # noqa: S104
+        address = port.get("host_ip") or "0.0.0.0"  # noqa: S104  Compose's default
         if not p.edge and not address.startswith(("127.", "::1")):
             rest = f":{port.get('published', '')}:{port['target']}"
             fix = f"must be of loopback: it leads past the proxy; change it to 127.0.0.1{rest}"
