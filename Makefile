@@ -180,6 +180,8 @@ MANAGE = $(WITH_ENV) .venv/bin/python -m wsgi_app.django_site
 # copier: endif
 CONTROL = .venv/bin/supervisorctl --configuration deploy/supervisord.conf
 SOCKET = .run/supervisor.sock
+# `make dev` waits for nobody: what is broken shows its traceback, and the next edit heals it.
+READY = $(if $(DEV),:,.venv/bin/python -m serving.health --wait 60 $$url/readyz)
 STOP = if [ -S $(SOCKET) ]; then $(CONTROL) shutdown || rm -f $(SOCKET); fi; while [ -S $(SOCKET) ]; do sleep 0.2; done
 
 up-process: .venv/up
@@ -188,7 +190,7 @@ up-process: .venv/up
 	@$(CONTROL) pid >/dev/null 2>&1 || $(MAKE) start-process RUNTIME=process
 	@{ $(CONTROL) start all && $(WITH_ENV) sh -c 'for pair in $(SERVICES); do name=$${pair%:*}; \
 	  url=http://127.0.0.1:$$(printenv $$(echo $$name | tr a-z A-Z)_PORT); \
-	  .venv/bin/python -m serving.health --wait 60 $$url/readyz || exit; \
+	  $(READY) || exit; \
 	  echo "$$name $$url"; done'; } || { tail -n 20 .run/*.log; $(STOP); exit 1; }
 
 start-process:

@@ -136,6 +136,26 @@ def test_an_error_is_shown_and_the_next_edit_heals(dev: Dev, error: str, line: s
         assert dev.start(service) == start
 
 
+def test_what_is_broken_from_the_start_is_shown_and_heals(tmp_path: Path) -> None:
+    """`make dev` waits for no server to be ready: that would hide why it is not, and end it."""
+    stack = Processes(tmp_path / "clone")
+    # Django's migrations run before the servers, and would not with its models broken.
+    names = {"wsgi_app/django_site/wsgi.py" if name == "django" else EDITS[name][0] for name in stack.urls}
+    originals = {stack.directory / name: (stack.directory / name).read_text() for name in names}
+    for file, original in originals.items():
+        file.write_text(f"{original}\nunknown\n")
+    dev = Dev(stack, tmp_path / "terminal.log")
+    try:
+        poll(lambda: dev.log().count("NameError: name 'unknown'") == len(names), 60, dev.log)
+        for file, original in originals.items():
+            file.write_text(original)
+        for url in stack.urls.values():
+            poll(lambda url=url: answers(f"{url}/readyz"), log=dev.log)
+    finally:
+        dev.interrupt()
+        stack.down()
+
+
 # copier: if "django" in stacks
 def test_edited_templates_and_static_files_of_django_are_served(dev: Dev) -> None:
     """As they are on disk, without collectstatic."""
