@@ -139,8 +139,11 @@ def test_an_error_is_shown_and_the_next_edit_heals(dev: Dev, error: str, line: s
 def test_what_is_broken_from_the_start_is_shown_and_heals(tmp_path: Path) -> None:
     """`make dev` waits for no server to be ready: that would hide why it is not, and end it."""
     stack = Processes(tmp_path / "clone")
-    # Django's migrations run before the servers, and would not with its models broken.
-    names = {"wsgi_app/django_site/wsgi.py" if name == "django" else EDITS[name][0] for name in stack.urls}
+    names = {EDITS[name][0] for name in stack.urls}
+    # copier: if "django" in stacks
+    # Migrations run before the servers, and would not with the models broken.
+    names = names - {EDITS["django"][0]} | {"wsgi_app/django_site/wsgi.py"}
+    # copier: endif
     originals = {stack.directory / name: (stack.directory / name).read_text() for name in names}
     for file, original in originals.items():
         file.write_text(f"{original}\nunknown\n")
