@@ -55,14 +55,19 @@ PROGRAMS = {
         re.MULTILINE,
     )
 }
+GIVEN: set[int] = set()
 HOUSEKEEPING = shutil.ignore_patterns(".git", ".venv", ".run", ".data", ".env", ".*_cache", "__pycache__")
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """A port of 127.0.0.1 that nobody listens on; never twice, as they are used later."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port = probe.getsockname()[1]
+    if port in GIVEN:
+        return free_port()
+    GIVEN.add(port)
+    return port
 
 
 def poll(check: Callable[[], Any], seconds: float = 20, log: Callable[[], str] = str) -> Any:
