@@ -28,7 +28,7 @@ port = (
 bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 # Threads, not the default sync worker: a sync worker answers one client at a time, and a
-# kept-alive or slow connection occupies it whole. Ours has two gaps less (serving/gthread.py).
+# kept-alive or slow connection occupies it whole. Ours shares bursts, and waits without a thread.
 worker_class = "serving.gthread.Worker" if settings else "gthread"
 
 # Processes for the CPUs, threads for the waiting on databases and networks: on 2 CPUs, 3 workers
