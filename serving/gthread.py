@@ -5,7 +5,7 @@
   connections to a page made 210 requests per second on one CPU instead of 600 on two.
 - A new connection that is silent holds no thread; the stock one gives it a thread for 5 s.
   Proxies and browsers open connections ahead of need: of 181 bursts of 200 clients through
-  Caddy 11 made everybody else wait, up to 9 s; none of 98 since.
+  a proxy 11 made everybody else wait, up to 9 s; none of 98 since.
 """
 
 from functools import partial
