@@ -33,4 +33,11 @@ def test_no_edit_is_lost_while_the_application_loads(service: str, tmp_path: Pat
         (copy / name).write_text(original)
         server.wait()
         (copy / name).write_text(original.replace(shown, shown + addition))
-        poll(lambda: "edited" in httpx2.get(server.url, trust_env=False).text, 60, server.log)
+
+        def edited() -> bool:
+            try:
+                return "edited" in httpx2.get(server.url, trust_env=False).text
+            except httpx2.HTTPError:  # met the server that was just ending
+                return False
+
+        poll(edited, 60, server.log)
