@@ -39,7 +39,8 @@ def test_every_refusal_is_a_problem_document(stack: Stack, http: httpx2.Client) 
         wrong_type = http.post(url + "/echo", content=b"[]", headers={"content-type": "text/plain"})
         assert wrong_type.status_code in (415, 422)
         expected[wrong_type.status_code] = wrong_type
-        for status, answer in expected.items():
+        in_chunks = httpx2.post(url + "/echo", content=iter([long]), headers=json)
+        for status, answer in [*expected.items(), (413, in_chunks)]:
             assert (status, status) == (answer.status_code, answer.json()["status"])
             assert answer.headers["content-type"] == "application/problem+json"
             assert len(answer.content) < 1000
