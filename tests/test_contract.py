@@ -65,9 +65,9 @@ def test_the_edge_lets_go_before_the_servers_do() -> None:
 
 def test_the_edge_refuses_before_the_servers_do() -> None:
     """Its limits for body, headers, address <= theirs; it holds a body whole; it tries until seen ready."""
-    assert edge("max_size") == "1MiB", "the applications' own limit"
-    assert edge("request_buffers") == "2MiB", "> max_size, or it would not know that it has all of it"
-    assert re.search(r"@large .* > (\d+)`", CADDYFILE)[1] == str(MEBIBYTE)
+    assert re.search(r"@large .* > (\d+)`", CADDYFILE)[1] == str(MEBIBYTE), "the applications' own limit"
+    assert edge("request_buffers") == "1025KiB", "> @large, or it would not know that it has all of it"
+    assert edge("max_size") == "1026KiB", "> request_buffers, or it would not know that there is more"
     headers = int(edge("max_header_size").removesuffix("KiB")) * 1024 + 4096
     for server in servers():
         assert headers <= (server["limit_request_field_size"] or headers), "Uvicorn bounds none"
