@@ -39,24 +39,21 @@ class Running:
                     found += [int(child) for child in thread.read_text().split()]
         return found
 
+    def each(self, name: str) -> Iterator[str]:
+        """What /proc says about each of its processes in the file `name`."""
+        for pid in self.tree():
+            with suppress(OSError):  # ended meanwhile, as a recycled worker does
+                yield Path(f"/proc/{pid}/{name}").read_text()
+
     def cpu(self) -> float:
         """Seconds of CPU time that all its processes have used."""
-        total = 0
-        for pid in self.tree():
-            with suppress(OSError):  # ended meanwhile
-                total += sum(
-                    map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15])
-                )
-        return total / os.sysconf("SC_CLK_TCK")
+        ticks = [text.rpartition(")")[2].split()[11:15] for text in self.each("stat")]
+        return sum(int(count) for counts in ticks for count in counts) / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> int:
         """Bytes that it occupies: the proportional set sizes (PSS) of all its processes."""
-        total = 0
-        for pid in self.tree():
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) * 1024
-        return total
+        lines = [line.split() for text in self.each("smaps_rollup") for line in text.splitlines()]
+        return sum(int(words[1]) * 1024 for words in lines if words[0] == "Pss:")
 
 
 @dataclass(frozen=True)
