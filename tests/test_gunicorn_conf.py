@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT, Server, poll, run
 
 APP = """
-import gc, os
+import gc, os, time
 
 OBJECTS = [[] for _ in range(100_000)]
 
@@ -135,9 +135,10 @@ def test_a_killed_worker_is_replaced(together: Path) -> None:
         assert server.process.poll() is None
 
 
-def test_a_burst_of_connections_is_shared(together: Path) -> None:
+@pytest.mark.parametrize("work", ["sum(range(20_000))", "time.sleep(0.05)"])
+def test_a_burst_of_connections_is_shared(together: Path, work: str) -> None:
     """Of 64 connections that open at once and stay open, each of two workers holds a fair part."""
-    busy = APP.replace("    start", "    sum(range(20_000))\n    start")
+    busy = APP.replace("    start", f"    {work}\n    start")
     (together / "app.py").write_text(
         busy.replace('"text/plain")', '"text/plain"), ("X-Worker", str(os.getpid()))')
     )
@@ -149,6 +150,7 @@ def test_a_burst_of_connections_is_shared(together: Path) -> None:
             for connection in burst:
                 connection.settimeout(20)
                 connection.connect(("127.0.0.1", server.port))
+            for connection in burst:
                 connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             answered = Counter(
                 re.search(rb"X-Worker: (\d+)", connection.recv(4096))[1] for connection in burst
