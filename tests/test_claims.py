@@ -318,6 +318,17 @@ def test_silent_connections_hold_neither_a_thread_nor_a_stop() -> None:
         assert running.process.wait(12) == 0, running.log.read_text()
 
 
+def test_chunks_that_break_off_at_the_limit_are_the_clients_failure() -> None:
+    """400: Flask has all that it may take, and the client is gone."""
+    head = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
+    with MODES["flask gthread"].running() as running:
+        address = urlsplit(running.url)
+        with socket.create_connection((address.hostname, address.port), timeout=20) as client:
+            client.sendall(f'{head}\r\n\r\n{MEBIBYTE:x}\r\n"{"x" * (MEBIBYTE - 2)}"\r\n'.encode())
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(4096).split()[1] == b"400", running.log.read_text()
+
+
 @pytest.mark.parametrize("name", ["fastapi hybrid", "fastapi gunicorn asgi"])
 def test_recycling_an_asyncio_worker_loses_requests(name: str) -> None:
     """Known limit (uvicorn 0.54, gunicorn 27.0.1): it drops the connections that it holds."""

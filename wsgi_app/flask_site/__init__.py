@@ -4,6 +4,7 @@ from typing import Any
 
 from flask import Flask, Request, Response, jsonify, request
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, RequestEntityTooLarge
+from werkzeug.wsgi import LimitedStream
 
 from serving.wsgi import Service
 
@@ -14,7 +15,8 @@ class Whole(Request):
     def get_data(self, *args: Any, **options: Any) -> Any:
         """All of the body; raises RequestEntityTooLarge when it goes on after MAX_CONTENT_LENGTH."""
         data = super().get_data(*args, **options)
-        if self.environ.get("wsgi.input_terminated") and self.environ["wsgi.input"].read(1):
+        rest = LimitedStream(self.environ["wsgi.input"], 1, is_max=True)  # 400 for a client that left
+        if self.environ.get("wsgi.input_terminated") and rest.read(1):
             raise RequestEntityTooLarge
         return data
 
