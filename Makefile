@@ -42,10 +42,10 @@ test: .venv/test ## Run the tests, or some of them: make test T=tests/services/t
 	.venv/bin/pytest $(T)
 
 doctor: .venv/up ## Check that the files agree: timeouts, limits, trust; DIR=... for another project
-	@cd $(or $(DIR),.) && PYTHONPATH=$(CURDIR) $(CURDIR)/.venv/bin/python -m serving.doctor
+	@.venv/bin/python -m checks.doctor $(DIR)
 
-smoke: .venv/test ## Ask any deployment what it owes: make smoke URL=https://...; CA=FILE or INSECURE=1
-	@.venv/bin/python -m tests.smoke "$(URL)"
+smoke: .venv/test ## Check any deployment from outside: make smoke URL=https://...; CA=FILE or INSECURE=1
+	@.venv/bin/python -m checks.smoke "$(URL)"
 
 # copier: if false
 .PHONY: chaos bench

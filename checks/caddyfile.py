@@ -75,7 +75,9 @@ def parse(file: str, text: str, environment: Mapping[str, str]) -> Iterator[Dire
             del blocks[-1:]
             continue
         if words:
-            yield Directive(file, number, tuple(blocks), words[0], tuple(word.strip('"`') for word in words[1:]))
+            yield Directive(
+                file, number, tuple(blocks), words[0], tuple(word.strip('"`') for word in words[1:])
+            )
         if opens:
             blocks.append(words[0] if words else "")
 

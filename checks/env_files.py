@@ -94,7 +94,9 @@ def quoted_ambiguity(value: str) -> str:
     if re.search(r"\$\{[^}]*\}", content):
         return "must not contain ${...} in single quotes: process mode replaces it; change the value"
     if r"\\" in content:
-        return r"must not contain \\ in single quotes: process mode reads one \; change it to NAME=... without"
+        return (
+            r"must not contain \\ in single quotes: process mode reads one \; change it to NAME=... without"
+        )
     return ""
 
 

@@ -12,6 +12,7 @@ import os
 import runpy
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -36,30 +37,30 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     if withheld["WEB_CONCURRENCY"]:
         values["workers"], sources["workers"] = withheld["WEB_CONCURRENCY"], "WEB_CONCURRENCY"
     path = configuration_file(str(given["config"] or "gunicorn.conf.py"))
-    if path:
+    if path.exists():
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 found = run(path, words, request["limits"])
-        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a configuration raises
-            return {"file_error": str(error), "file": os.path.basename(path)}
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a configuration may raise anything
+            return {"file_error": str(error), "file": path.name}
         for name in found.keys() & values.keys():
             values[name], sources[name] = found[name], "file"
     for name, value in given.items():
         if value is not None and name in values:
             values[name], sources[name] = value, "command"
     values = {name: plain(value) for name, value in values.items()}
-    return {"values": values, "sources": sources, "file": os.path.basename(path)}
+    return {"values": values, "sources": sources, "file": path.name}
 
 
-def configuration_file(name: str) -> str:
-    """The path of the configuration in this directory, also for a path of the container; "" without one."""
-    name = name.removeprefix("file:")
-    return next((path for path in (name, os.path.basename(name)) if os.path.exists(path)), "")
+def configuration_file(name: str) -> Path:
+    """The configuration in this directory, also for a path of the container."""
+    path = Path(name.removeprefix("file:"))
+    return path if path.exists() else Path(path.name)
 
 
-def run(path: str, words: list[str], limits: list[Any] | None) -> dict[str, Any]:
+def run(path: Path, words: list[str], limits: list[Any] | None) -> dict[str, Any]:
     """The names that the configuration defines, under the container's limits."""
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     sys.argv = ["gunicorn", *words]
     with contextlib.suppress(ModuleNotFoundError):
         from serving import sizing
@@ -67,7 +68,7 @@ def run(path: str, words: list[str], limits: list[Any] | None) -> dict[str, Any]
         if limits:
             measured = sizing.Limits(*limits)
             sizing.limits = lambda *_, **__: measured
-    return runpy.run_path(path)
+    return runpy.run_path(str(path))
 
 
 def plain(value: Any) -> Any:

@@ -258,18 +258,19 @@ class Project:
         line = expand(" ".join(container.command), container.environment).split()
         programs = [Path(word).name.rpartition(".")[2] for word in line]
         module = next((after for word, after in pairwise(line) if word == "-m"), "")
-        if self.reads_uvicorn_file(module):
-            self.add_uvicorn(container, line)
-        elif "gunicorn" in programs:
+        if "gunicorn" in programs:
             self.add_gunicorn(container, line[programs.index("gunicorn") + 1 :])
+        elif self.reads_uvicorn_file(module):
+            self.add_uvicorn(container, line)
         elif "uvicorn" in programs:
             self.add_uvicorn(container, line, launched=False)
         elif not line and "build" in container.definition and not container.stage.base:
-            if not container.is_proxy:
-                self.read_unknown_command(container)
+            self.read_unknown_command(container)
 
     def read_unknown_command(self, container: Container) -> None:
         """Nothing says what it runs: read the servers' files that are there."""
+        if container.is_proxy:
+            return
         if (self.directory / "uvicorn.json").exists():
             self.add_uvicorn(container, [])
         if (self.directory / "gunicorn.conf.py").exists():
@@ -325,8 +326,9 @@ class Project:
     def add_uvicorn(self, container: Container, words: list[str], *, launched: bool = True) -> None:
         """Read Uvicorn's settings."""
         if not launched and (self.directory / "uvicorn.json").exists():
-            fix = "must read uvicorn.json, which uvicorn itself does not; change it to python -m serving.uvicorn"
-            self.broken.append(f"{container.command_place}={' '.join(container.command)}: {fix}")
+            place = f"{container.command_place}={' '.join(container.command)}"
+            fix = "must read uvicorn.json, which uvicorn itself does not"
+            self.broken.append(f"{place}: {fix}; change it to python -m serving.uvicorn")
         try:
             container.uvicorn = read_uvicorn(self.launch(container, words), launched=launched)
         except Problem as problem:

@@ -25,9 +25,6 @@ UVICORN_DEFAULTS = {
     "workers": None,
 }
 
-# Seconds that a request may take, where REQUEST_TIMEOUT is unset.
-REQUEST_TIMEOUT = 20
-
 
 class Problem(Exception):  # noqa: N818  it becomes a finding
     """A configuration that the server would refuse; the message is a finding."""
@@ -158,20 +155,11 @@ def read_uvicorn_file(settings: Settings, launch: Launch) -> None:
         pass
     except (TypeError, ValueError) as error:
         raise Problem(f"uvicorn.json: must be one JSON object: {error}") from error
-    timeout = launch.environment.get("REQUEST_TIMEOUT")
-    derived = reads_request_timeout(launch.directory) and settings["timeout_graceful_shutdown"] is None
-    if timeout or derived:
-        place = f"{launch.environment_place}: REQUEST_TIMEOUT"
-        settings.add(place, {"timeout_graceful_shutdown": number(timeout, REQUEST_TIMEOUT)})
+    if timeout := launch.environment.get("REQUEST_TIMEOUT"):
+        settings.add(f"{launch.environment_place}: REQUEST_TIMEOUT", {"timeout_graceful_shutdown": timeout})
     if settings["workers"] is None and launch.limits:
         memory = worker_memory(launch.environment)
         settings.add("serving/sizing.py", {"workers": sizing.plan("asyncio", launch.limits, memory).workers})
-
-
-def reads_request_timeout(directory: Path) -> bool:
-    """Whether the project's own launcher derives the graceful timeout from REQUEST_TIMEOUT."""
-    sources = (directory / "serving").glob("**/*.py")
-    return any("REQUEST_TIMEOUT" in source.read_text(encoding="utf-8") for source in sources)
 
 
 def worker_memory(environment: Mapping[str, str]) -> int:
@@ -181,7 +169,7 @@ def worker_memory(environment: Mapping[str, str]) -> int:
 
 def uvicorn_defaults() -> dict[str, Any]:
     """Uvicorn's options with their defaults, or those that a rule reads where Uvicorn is not installed."""
-    return {name: None for name in uvicorn_options()} | UVICORN_DEFAULTS
+    return dict.fromkeys(uvicorn_options()) | UVICORN_DEFAULTS
 
 
 def uvicorn_options() -> list[str]:
