@@ -68,7 +68,7 @@ def parse(file: str, text: str, environment: Mapping[str, str]) -> Iterator[Dire
     """The directives of one file."""
     blocks: list[str] = []
     for number, line in enumerate(substitute(text, environment).splitlines(), 1):
-        words = [word for word in TOKEN.findall(without_comment(line))]
+        words = TOKEN.findall(without_comment(line))
         opens = bool(words) and words[-1] == "{"
         words = words[:-1] if opens else words
         if words == ["}"]:

@@ -62,7 +62,7 @@ def run(path: Path, words: list[str], limits: list[Any] | None) -> dict[str, Any
     """The names that the configuration defines, under the container's limits."""
     sys.path.insert(0, str(Path.cwd()))
     sys.argv = ["gunicorn", *words]
-    with contextlib.suppress(ModuleNotFoundError):
+    with contextlib.suppress(ImportError):
         from serving import sizing
 
         if limits:
