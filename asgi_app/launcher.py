@@ -46,7 +46,7 @@ import click
 import uvicorn
 
 from asgi_app.supervisor import ObservedServer, Reloader, Supervisor, Worker
-from serving import health, logs, settings, sizing
+from serving import logs, settings, sizing
 
 FILE = Path("uvicorn.json")
 
@@ -116,7 +116,6 @@ def load(**options: Any) -> None:
 
 def serve(size: sizing.Sizing, **options: Any) -> None:
     """Run Uvicorn with the options that the command line, environment and file came to."""
-    health.forget_drain()
     # Uvicorn raises the signal again after draining; its default action would make the exit code 143.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     workers = options["workers"]

@@ -25,7 +25,7 @@ class Service:
 
     def __init__(self, app: Application, checks: Mapping[str, Callable[[], Awaitable[Any]]] | None = None):
         self.app = app
-        self.checks = checks or {}
+        self.checks = health.AsyncChecks(checks or {})
         self.trusted = peers.trusted()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,17 +79,10 @@ class Service:
 
     async def probe(self, path: str, send: Send) -> None:
         """Answer /livez or /readyz."""
-        failures: dict[str, Exception] = {}
-        if path == health.READY:
-            for name, check in self.checks.items():
-                try:
-                    await check()
-                except Exception as error:  # noqa: BLE001  whatever a dependency raises
-                    failures[name] = error
-        status, body = health.answer(path, failures)
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        headers.append((b"cache-control", b"no-store"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        failures = await self.checks.failures() if path == health.READY else {}
+        status, headers, body = health.answer(path, failures)
+        encoded = [(name.lower().encode(), value.encode()) for name, value in headers]
+        await send({"type": "http.response.start", "status": status, "headers": encoded})
         await send({"type": "http.response.body", "body": body})
 
 
