@@ -14,7 +14,7 @@ SERVERS = {
     "flask": ("serving.gunicorn", "wsgi_app.flask_site"),
     # copier: endif
     # copier: if "fastapi" in stacks
-    "fastapi": ("asgi_app",),
+    "fastapi": ("serving.uvicorn",),
     # copier: endif
 }
 

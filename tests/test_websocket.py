@@ -155,7 +155,7 @@ def test_nothing_is_unpacked(services: dict[str, str]) -> None:
 def test_a_dead_peer_is_let_go() -> None:
     """Who answers no ping is closed with 1011, and its socket freed; who answers stays."""
     environ = {"WEB_CONCURRENCY": "1", "UVICORN_WS_PING_INTERVAL": "1", "UVICORN_WS_PING_TIMEOUT": "1"}
-    with Server("asgi_app", **environ) as server:
+    with Server("serving.uvicorn", **environ) as server:
         server.wait()
         with connect(server.url.replace("http", "ws", 1) + "/ws", proxy=None) as alive:
             before = sockets(server)
