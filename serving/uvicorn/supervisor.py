@@ -11,7 +11,6 @@
 """
 
 import asyncio
-import errno
 import faulthandler
 import gc
 import logging
@@ -64,13 +63,14 @@ class FileDescriptors:
 
     def check(self) -> None:
         """Try to open one. The server itself does not log it: it accepts no connection, or closes it."""
-        try:
-            os.close(os.dup(sys.__stderr__.fileno() if sys.__stderr__ else 0))
-        except OSError as error:
-            if error.errno == errno.EMFILE and time.monotonic() >= self.next_line:
-                self.next_line = time.monotonic() + REMINDER
-                limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-                logger.error("All %d file descriptors are in use: raise NOFILE or add replicas", limit)
+        if time.monotonic() < self.next_line:
+            return
+        with suppress(OSError):
+            os.close(os.open(os.devnull, os.O_RDONLY))
+            return
+        self.next_line = time.monotonic() + REMINDER
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        logger.error("All %d file descriptors are in use: raise NOFILE or add replicas", limit)
 
 
 class ObservedServer(Server):
@@ -208,7 +208,9 @@ class Supervisor(Multiprocess):
 
     def __init__(self, config: Config, sockets: list[socket]) -> None:
         super().__init__(config, sockets)
-        check_attributes(self, "config", "processes", "processes_num", "should_exit", "signal_queue", "sockets")
+        check_attributes(
+            self, "config", "processes", "processes_num", "should_exit", "signal_queue", "sockets"
+        )
         self.stop_at: float | None = None  # when the drain ends
         self.has_served = False  # whether a worker has ever been ready
         self.failed_starts = 0  # in a row
@@ -270,7 +272,9 @@ class Supervisor(Multiprocess):
             logger.error("Worker [%s] failed to start", worker.pid)
             self.should_exit.set()
         else:
-            logger.error("Worker [%s] ended with %s before it was ready; next start in %d s", worker.pid, code, pause)
+            logger.error(
+                "Worker [%s] ended with %s before it was ready; next start in %d s", worker.pid, code, pause
+            )
 
     def stopping(self) -> bool:
         """Whether the server drains or stops, or a signal to do so waits."""
