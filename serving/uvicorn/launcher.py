@@ -24,7 +24,7 @@ import click
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 
-from serving import logs, settings, sizing
+from serving import health, logs, settings, sizing
 from serving.uvicorn import supervisor
 
 FILE = Path("uvicorn.json")
@@ -182,6 +182,7 @@ def serve(size: sizing.Sizing, **options: Any) -> None:
 def main() -> None:
     """The command line."""
     supervisor.require_supported_uvicorn()
+    health.drain_seconds()  # a wrong value stops the start, not the stop
     values = with_environment(defaults())
     # A platform that sets PORT without HOST connects from outside the machine.
     host = "0.0.0.0" if settings.text("PORT") else values.get("host", "127.0.0.1")  # noqa: S104

@@ -4,6 +4,7 @@
 WORKLOAD=asyncio. Gunicorn's arbiter drains before it stops the workers.
 """
 
+import logging
 from typing import Any, override
 
 from uvicorn_worker import UvicornWorker
@@ -34,6 +35,11 @@ class Worker(Reloadable, UvicornWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.descriptors = supervisor.FileDescriptors()
+        # The stock class gives Uvicorn's loggers Gunicorn's handlers and nothing else. With
+        # serving/logging.json those are the root logger's.
+        for name in ("uvicorn.error", "uvicorn.access"):
+            uvicorn_logger = logging.getLogger(name)
+            uvicorn_logger.propagate = not uvicorn_logger.handlers
 
     @override
     async def callback_notify(self) -> None:
