@@ -38,7 +38,7 @@ logs: logs-$(RUNTIME) ## Follow the logs
 ##@ Check
 .PHONY: test doctor smoke lint
 T ?= tests
-test: .venv/test ## Run the tests, or some of them: make test T=tests/test_smoke.py
+test: .venv/test ## Run the tests, or some of them: make test T=tests/services/test_smoke.py
 	.venv/bin/pytest $(T)
 
 doctor: .venv/up ## Check that the files agree: timeouts, limits, trust; DIR=... for another project
@@ -50,7 +50,7 @@ smoke: .venv/test ## Ask any deployment what it owes: make smoke URL=https://...
 # copier: if false
 .PHONY: chaos bench
 chaos: .venv/test ## Break everything under load, six minutes, and write docs/reliability.md
-	CHAOS=1 .venv/bin/pytest --verbose tests/test_faults.py
+	CHAOS=1 .venv/bin/pytest --verbose tests/repository/test_faults.py
 
 bench: .venv/bench ## Measure every server mode and write docs/choosing.md, a quarter of an hour; QUICK=1: two minutes
 	@command -v wrk >/dev/null || { echo "wrk not found: apt install wrk, or brew install wrk" >&2; exit 1; }
