@@ -65,7 +65,7 @@ RUN python -m compileall -q . && chmod -R go=rX .
 FROM runtime AS fastapi
 COPY --link --from=fastapi-build /venv /venv
 COPY --link --from=fastapi-build /app /app
-CMD ["python", "-m", "asgi_app"]
+CMD ["python", "-m", "serving.uvicorn"]
 # copier: endif
 # copier: if hybrid
 FROM builder AS fastapi-hybrid-build
@@ -73,7 +73,7 @@ RUN --mount=type=cache,target=/cache --mount=source=requirements/fastapi-hybrid.
 FROM runtime AS fastapi-hybrid
 COPY --link --from=fastapi-hybrid-build /venv /venv
 COPY --link --from=fastapi-build /app /app
-CMD ["python", "-m", "serving.gunicorn", "--worker-class", "asgi_app.worker.Worker", "asgi_app.main:app"]
+CMD ["python", "-m", "serving.gunicorn", "--worker-class", "serving.uvicorn.worker.Worker", "asgi_app.main:app"]
 # copier: endif
 # copier: endfilter
 # copier: print "\n"
