@@ -17,6 +17,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _FORWARDED = frozenset(name.encode() for name in peers.FORWARDED)
 _REQUEST_ID = b"x-request-id"
+_RESPONSES = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+_WEBSOCKET_STATUS = {"websocket.accept": 101, "websocket.close": 403}
 _SECURE = {"http": "https", "websocket": "wss"}
 
 
@@ -40,17 +42,25 @@ class Service:
         peers.request_id.set(identity)
         header = (_REQUEST_ID, identity.encode())
         scope["headers"].append(header)
+        logged = False
 
         async def respond(message: Message) -> None:
+            nonlocal logged
             event = message["type"]
-            if event in ("http.response.start", "websocket.accept"):
-                headers = message["headers"] = [*message.get("headers", ()), header]
-                status = message.get("status", 101)
-                size = next((value.decode() for name, value in headers if name == b"content-length"), "-")
-                log(scope, status, size, perf_counter() - start)
+            if event in _RESPONSES:
+                message["headers"] = [*message.get("headers", ()), header]
+            # `websocket.close` without `websocket.accept` before it is a refused handshake.
+            if not logged and (event in _RESPONSES or event == "websocket.close"):
+                logged = True
+                log(scope, message, perf_counter() - start)
             await send(message)
 
-        return await self.app(scope, receive, respond)
+        if scope.get("method") == "HEAD":
+            # HEAD is GET without a body (RFC 9110, section 9.3.2), also where a framework answers
+            # it with 405. The server keeps the original scope.
+            await self.app({**scope, "method": "GET"}, receive, without_body(respond))
+        else:
+            await self.app(scope, receive, respond)
 
     def identify(self, scope: Scope) -> str:
         """Correct address and scheme in place from a trusted peer's headers; the request's id."""
@@ -86,8 +96,29 @@ class Service:
         await send({"type": "http.response.body", "body": body})
 
 
-def log(scope: Scope, status: int, size: str, seconds: float) -> None:
+def without_body(send: Send) -> Send:
+    """Send the status and the headers, end the response where its body begins, and drop the body.
+
+    The server then reports a disconnect, which ends an application that streams.
+    """
+    ended = False
+
+    async def send_head(message: Message) -> None:
+        nonlocal ended
+        if message["type"] != "http.response.body":
+            await send(message)
+        elif not ended:
+            ended = True
+            await send({"type": "http.response.body", "body": b""})
+
+    return send_head
+
+
+def log(scope: Scope, message: Message, seconds: float) -> None:
     """Write the access line when the response starts: a stream may have no end."""
     client = scope["client"][0] if scope.get("client") else "-"
     query = scope["query_string"].decode("latin-1")
+    status = message.get("status") or _WEBSOCKET_STATUS[message["type"]]
+    headers = message.get("headers", ())
+    size = next((value.decode("latin-1") for name, value in headers if name == b"content-length"), "-")
     logs.access(client, scope.get("method", "GET"), scope["path"], query, status, size, seconds)

@@ -64,7 +64,7 @@ BROKEN = [
         GUNICORN,
         '"WORKLOAD") == "asyncio"',
         '"WORKLOAD") == "io"',
-        "max_requests=10000: must be 0 with Dockerfile: CMD: worker_class=asgi_app.worker.Worker",
+        "max_requests=10000: must be 0 with Dockerfile: CMD: worker_class=serving.uvicorn.worker.Worker",
     ),
     (
         GUNICORN,

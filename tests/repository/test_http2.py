@@ -30,7 +30,7 @@ LINES = {
     "flask gthread": GUNICORN,
     "django gthread": GUNICORN.replace(FLASK, "wsgi_app.django_site.wsgi"),
     "fastapi gunicorn asgi": GUNICORN.replace(FLASK, "--worker-class asgi asgi_app.main:app"),
-    "fastapi hybrid": GUNICORN.replace(FLASK, "--worker-class asgi_app.worker.Worker asgi_app.main:app"),
+    "fastapi hybrid": GUNICORN.replace(FLASK, "--worker-class serving.uvicorn.worker.Worker asgi_app.main:app"),
     "fastapi uvicorn": UVICORN,
 }
 # What to tell curl without TLS, and what it says: the answer's status and version.
