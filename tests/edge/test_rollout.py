@@ -17,8 +17,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from checks.doctor import seconds
 from serving import health
-from serving.doctor import seconds
 from tests.support.commands import HOUSEKEEPING, ROOT, answers, poll, run
 from tests.support.containers import Containers
 from tests.support.files import CADDYFILE, COMMANDS, edge, long_running
