@@ -30,7 +30,9 @@ LINES = {
     "flask gthread": GUNICORN,
     "django gthread": GUNICORN.replace(FLASK, "wsgi_app.django_site.wsgi"),
     "fastapi gunicorn asgi": GUNICORN.replace(FLASK, "--worker-class asgi asgi_app.main:app"),
-    "fastapi hybrid": GUNICORN.replace(FLASK, "--worker-class serving.uvicorn.worker.Worker asgi_app.main:app"),
+    "fastapi hybrid": GUNICORN.replace(
+        FLASK, "--worker-class serving.uvicorn.worker.Worker asgi_app.main:app"
+    ),
     "fastapi uvicorn": UVICORN,
 }
 # What to tell curl without TLS, and what it says: the answer's status and version.
@@ -89,7 +91,7 @@ def tls(request: pytest.FixtureRequest, site: Path) -> Iterator[Server]:
 
 
 def test_the_switch_adds_http_2(tls: Server, site: Path) -> None:
-    """Who offers HTTP/2 over TLS gets it, as the command of docs/http2.md says; who does not gets HTTP/1.1."""
+    """A client that offers HTTP/2 over TLS gets it, as the page's command shows; others get HTTP/1.1."""
     command = CURL.replace("localhost:8000", f"localhost:{tls.port}")
     assert run(*shlex.split(command), "--noproxy", "*", cwd=site) == "2\n", tls.log()
     assert ask(site, tls.port, path="/") == HTTP_2, tls.log()
