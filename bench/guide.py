@@ -1,6 +1,6 @@
 """Fill the marked regions of docs/choosing.md and README.md from the checked-in results.
 
-A region begins with `<!-- bench: NAME -->` and ends with `<!-- /bench -->`, each on a line of its own.
+A region begins with `<!-- bench: NAME -->` and ends with `<!-- /bench -->`, each on its own line.
 Everything outside the regions is written by hand. `make bench` ends with this module.
 """
 

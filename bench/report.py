@@ -147,7 +147,7 @@ def pictures(results: Results) -> dict[str, str]:
 
 
 def modes(results: Results) -> str:
-    """Requests per second as bars, by application; the 99th percentile beside each."""
+    """Requests per second as bars, by application, with the 99th percentile."""
     rows, labels, bar = ordered(results), 330, 22
     scale = (WIDTH - labels - 190) / max(mode["rate"] for mode in rows)
     parts = []
