@@ -51,7 +51,7 @@ async def asgi(scope, receive, send):
 
 application = asgi if inspect.iscoroutinefunction(type(app).__call__) else wsgi
 """
-HYBRID = ("serving.gunicorn", "--worker-class", "asgi_app.worker.Worker")
+HYBRID = ("serving.gunicorn", "--worker-class", "serving.uvicorn.worker.Worker")
 WITNESSED = {
     "django": (("serving.gunicorn",), "wsgi_app.django_site.wsgi"),
     "flask": (("serving.gunicorn",), "wsgi_app.flask_site"),
