@@ -252,6 +252,12 @@ BROKEN = [
     ),
     (SITE, "\t\t\tkeepalive 60s\n", "", "keepalive=120s: must be set and shorter than "),
     (CADDYFILE, "read_header", "read_body", "servers.timeouts.read_header=None: must be set"),
+    (
+        SITE,
+        "keepalive 60s",
+        "keepalive {$IDLE}",
+        "web.caddy:10: {$IDLE}=: must be in docker-compose.yml: edge.environment; change it there",
+    ),
     (CADDYFILE, "8KiB", "1MiB", "max_header_size=1MiB: must, with the 4096 bytes that Go adds, be at most"),
     (
         SITE,
@@ -547,6 +553,17 @@ def test_our_own_files_agree() -> None:
     assert findings(project) + project.not_checked == []
     servers = [it for it in project.containers if it.is_long_running and not it.is_proxy]
     assert [it.name for it in servers if it.server is None] == []
+
+
+def test_our_own_files_agree_about_the_fastapi_hybrid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FASTAPI_TARGET=fastapi-hybrid: Gunicorn's settings and those of Uvicorn in its workers."""
+    needs_compose()
+    monkeypatch.setenv("FASTAPI_TARGET", "fastapi-hybrid")
+    project = Project(ROOT, env_file=Path("/dev/null"))
+    assert findings(project) + project.not_checked == []
+    (hybrid,) = (it for it in project.containers if it.name == "fastapi")
+    assert hybrid.gunicorn is not None
+    assert hybrid.uvicorn is not None
 
 
 def test_files_that_agree_have_no_finding(tmp_path: Path) -> None:
