@@ -1,25 +1,18 @@
 """The services as local processes, as `make up RUNTIME=process` runs them."""
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
 
+from deploy.process.servers import SERVICES, TARGETS
 from tests.support.commands import HOUSEKEEPING, ROOT, answers, free_port, poll, run
 from tests.support.containers import Containers
 
 # What `make up` runs: service -> what follows `python -m`.
-PROGRAMS = {
-    service: tuple(command.split())
-    for service, command in re.findall(
-        r"^\[program:(\S+)\]\ncommand = \S+/python -m (.*)$",
-        (ROOT / "deploy/supervisord.conf").read_text(),
-        re.MULTILINE,
-    )
-}
+PROGRAMS = {name: tuple(TARGETS[name].split()[2:]) for name in SERVICES}
 # A file of each service, something in it that its page shows, and the same thing edited.
 EDITS = {
     "django": ("wsgi_app/django_site/models.py", "author = models.CharField(", '"edited", '),
