@@ -262,7 +262,7 @@ class Project:
             self.add_gunicorn(container, line[programs.index("gunicorn") + 1 :])
         elif self.reads_uvicorn_file(module):
             self.add_uvicorn(container, line)
-        elif "uvicorn" in programs:
+        elif "uvicorn" in [Path(word).name for word in line]:
             self.add_uvicorn(container, line, launched=False)
         elif not line and "build" in container.definition and not container.stage.base:
             self.read_unknown_command(container)
