@@ -91,7 +91,9 @@ class Handler(BaseHTTPRequestHandler):
         faults = self.server.faults
         if self.path in ("/livez", "/readyz"):
             headers = {} if "kept probe" in faults else {"Cache-Control": "no-store"}
-            self.answer(503 if "unready" in faults and self.path == "/readyz" else 200, "", **headers)
+            unready = {"unready": 503, "hidden": 404}
+            status = next((unready[fault] for fault in faults if fault in unready), 200)
+            self.answer(status if self.path == "/readyz" else 200, "", **headers)
         elif "socket.io" in faults and self.path.startswith("/socket.io/"):
             self.answer(200, '0{"sid": "1"}')
         elif self.path == STYLE:
@@ -245,6 +247,12 @@ def test_a_websocket_of_socket_io_is_asked_in_its_protocol(monkeypatch: pytest.M
         CHECKS["WebSocket"](Site(f"http://127.0.0.1:{listening.socket.getsockname()[1]}"))
         listening.shutdown()
     assert asked == ["/socket.io/?EIO=4&transport=websocket"] * 2
+
+
+def test_a_proxy_may_hide_readiness() -> None:
+    """404 for /readyz is no fault, unlike 503."""
+    with server("hidden") as url:
+        CHECKS["health"](Site(url))
 
 
 def test_a_site_may_add_slashes() -> None:
