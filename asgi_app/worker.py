@@ -10,7 +10,7 @@ import uvicorn
 from uvicorn_worker import UvicornWorker
 
 from asgi_app import launcher
-from serving.reload import Reloadable
+from serving.gunicorn.reload import Reloadable
 
 # Gunicorn decides these for its workers.
 GUNICORNS = frozenset({"app", "host", "port", "workers", "log_config", "log_level", "reload"})

@@ -68,14 +68,14 @@ class Service:
         scope["headers"] = headers
         if peer not in self.trusted:
             scope["headers"] = [pair for pair in headers if pair[0] not in _FORWARDED]
-            return peers.new_request_id(None)
+            return peers.request_id_for(None)
         if hops:
             # Port 0: the forwarded header does not carry the client's port.
             scope["client"] = (self.trusted.client(peer, ",".join(hops)), 0)
         if scheme in (b"http", b"https"):
             plain = "ws" if scope["type"] == "websocket" else "http"
             scope["scheme"] = _SECURE[scope["type"]] if scheme == b"https" else plain
-        return peers.new_request_id(candidate)
+        return peers.request_id_for(candidate)
 
     async def probe(self, path: str, send: Send) -> None:
         """Answer /livez or /readyz."""
