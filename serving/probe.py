@@ -5,13 +5,12 @@ unhealthy containers must not replace all of them because a database is away. It
 but a C module, because most of its cost is the start of the interpreter.
 """
 
+import _socket  # what `socket` wraps, without its imports
 import os
 import sys
 
-import _socket  # what `socket` wraps, without its imports
-
 TIMEOUT = 4  # seconds; the engine gives up on a probe after its own, longer timeout
-ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 def ask(host: str, port: int, path: str) -> str:
@@ -46,7 +45,7 @@ def main() -> None:
     host = ADDRESSES.get(host, host)
     port = int(os.environ.get("PORT") or 8000)
     # Both folders are emptied when a container starts, if they are in memory.
-    markers = [f"{folder}/was-ready-{port}" for folder in ("/dev/shm", "/tmp")]
+    markers = [f"{folder}/was-ready-{port}" for folder in ("/dev/shm", "/tmp")]  # noqa: S108
     path = "/livez" if was_ready(markers) else "/readyz"
     try:
         status = ask(host, port, path)
