@@ -3,6 +3,7 @@
 Uvicorn's own `proxy_headers` is off, so that the peer's address arrives here unchanged.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from time import perf_counter
 from typing import Any
@@ -17,6 +18,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _FORWARDED = frozenset(name.encode() for name in peers.FORWARDED)
 _REQUEST_ID = b"x-request-id"
+_RESPONSES = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+_WEBSOCKET_STATUS = {"websocket.accept": 101, "websocket.close": 403}
 _SECURE = {"http": "https", "websocket": "wss"}
 
 
@@ -36,25 +39,34 @@ class Service:
         if kind == "http" and scope["path"] in health.PATHS and scope["method"] in ("GET", "HEAD"):
             return await self.probe(scope["path"], send)
         start = perf_counter()
-        identity = self.identify(scope)
+        identity = await self.identify(scope)
         peers.request_id.set(identity)
         header = (_REQUEST_ID, identity.encode())
         scope["headers"].append(header)
+        logged = False
 
         async def respond(message: Message) -> None:
+            nonlocal logged
             event = message["type"]
-            if event in ("http.response.start", "websocket.accept"):
-                headers = message["headers"] = [*message.get("headers", ()), header]
-                status = message.get("status", 101)
-                size = next((value.decode() for name, value in headers if name == b"content-length"), "-")
-                log(scope, status, size, perf_counter() - start)
+            if event in _RESPONSES:
+                message["headers"] = [*message.get("headers", ()), header]
+            # `websocket.close` without `websocket.accept` before it is a refused handshake.
+            if not logged and (event in _RESPONSES or event == "websocket.close"):
+                logged = True
+                log(scope, message, perf_counter() - start)
             await send(message)
 
-        return await self.app(scope, receive, respond)
+        if scope.get("method") == "HEAD":
+            # HEAD is GET without a body (RFC 9110, section 9.3.2), also where a framework answers
+            # it with 405. The server keeps the original scope.
+            await self.app({**scope, "method": "GET"}, receive, without_body(respond))
+        else:
+            await self.app(scope, receive, respond)
 
-    def identify(self, scope: Scope) -> str:
+    async def identify(self, scope: Scope) -> str:
         """Correct address and scheme in place from a trusted peer's headers; the request's id."""
-        peer = scope["client"][0] if scope.get("client") else ""
+        client = scope.get("client")
+        peer = client[0] if client else ""
         hops, scheme, candidate, headers = [], b"", None, []
         for name, value in scope["headers"]:
             if name == _REQUEST_ID:
@@ -66,12 +78,16 @@ class Service:
                 scheme = value
             headers.append((name, value))
         scope["headers"] = headers
+        if hops and (lookup := self.trusted.lookup(peer)):
+            await asyncio.wait([asyncio.wrap_future(lookup)], timeout=peers.LOOKUP_WAIT)
+        if client:
+            scope["client"] = (peers.plain(peer), client[1])
         if peer not in self.trusted:
             scope["headers"] = [pair for pair in headers if pair[0] not in _FORWARDED]
             return peers.request_id_for(None)
         if hops:
             # Port 0: the forwarded header does not carry the client's port.
-            scope["client"] = (self.trusted.client(peer, ",".join(hops)), 0)
+            scope["client"] = (self.trusted.client(peers.plain(peer), ",".join(hops)), 0)
         if scheme in (b"http", b"https"):
             plain = "ws" if scope["type"] == "websocket" else "http"
             scope["scheme"] = _SECURE[scope["type"]] if scheme == b"https" else plain
@@ -86,8 +102,29 @@ class Service:
         await send({"type": "http.response.body", "body": body})
 
 
-def log(scope: Scope, status: int, size: str, seconds: float) -> None:
+def without_body(send: Send) -> Send:
+    """Send the status and the headers, end the response where its body begins, and drop the body.
+
+    The server then reports a disconnect, which ends an application that streams.
+    """
+    ended = False
+
+    async def send_head(message: Message) -> None:
+        nonlocal ended
+        if message["type"] != "http.response.body":
+            await send(message)
+        elif not ended:
+            ended = True
+            await send({"type": "http.response.body", "body": b""})
+
+    return send_head
+
+
+def log(scope: Scope, message: Message, seconds: float) -> None:
     """Write the access line when the response starts: a stream may have no end."""
     client = scope["client"][0] if scope.get("client") else "-"
     query = scope["query_string"].decode("latin-1")
+    status = message.get("status") or _WEBSOCKET_STATUS[message["type"]]
+    headers = message.get("headers", ())
+    size = next((value.decode("latin-1") for name, value in headers if name == b"content-length"), "-")
     logs.access(client, scope.get("method", "GET"), scope["path"], query, status, size, seconds)

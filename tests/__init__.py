@@ -1,1 +1,1 @@
-"""One file per promise; conftest.py starts the real servers."""
+"""The tests: folders by what a test starts; conftest.py has the fixtures that start it."""

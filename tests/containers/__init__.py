@@ -1,0 +1,1 @@
+"""Images, containers, process mode and `make dev`."""

@@ -1,0 +1,338 @@
+"""A container gains nothing for an intruder, keeps to its limits, and comes back by itself."""
+
+import errno
+import ipaddress
+import json
+import re
+import time
+from collections.abc import Iterator
+from math import ceil
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.support.commands import answers, poll, run
+from tests.support.containers import WRITE, Clone, Containers, children, inside, processes
+from tests.support.processes import PROGRAMS
+
+# One service of each server.
+PAIR = tuple({command[0]: service for service, command in PROGRAMS.items()}.values())
+MEBIBYTE = 1024 * 1024
+# A service, and a module of it alone.
+EDITED = [
+    ("django", "wsgi_app/django_site/wsgi.py"),
+    ("fastapi", "asgi_app/main.py"),
+    ("flask", "wsgi_app/flask_site/__init__.py"),
+][-1]
+
+
+@pytest.fixture(scope="module")
+def clone(containers: Containers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    """A stack to break and to edit: with a .env, and with quick health checks; leave it healthy."""
+    directory = tmp_path_factory.mktemp("clone")
+    # Not quicker: on a busy machine, Python itself may take two seconds to start.
+    quick = {"healthcheck": {"interval": "2s", "timeout": "5s", "retries": 2}}
+    (directory / "quick.yml").write_text(json.dumps({"services": dict.fromkeys(containers.urls, quick)}))
+    stack = Clone(directory / "repository", directory / "quick.yml")
+    (stack.directory / ".env").write_text("PORT=9999\nWORKLOAD=io\nMEMORY=640m\n")
+    try:
+        stack.up()
+        stack.boot = {service: stack.log(service) for service in stack.services}
+        yield stack
+    finally:
+        stack.down()
+
+
+@pytest.fixture(scope="module")
+def limited(engine: None) -> Iterator[Containers]:
+    """A stack whose limits a test chooses before it calls `up`."""
+    stack = Containers()
+    try:
+        yield stack
+    finally:
+        stack.down()
+
+
+def server(stack: Containers, service: str) -> str:
+    """The module that PID 1 runs."""
+    return processes(stack, service)[0]["Arguments"][2]
+
+
+def send(stack: Containers, service: str, name: str, *pids: int) -> None:
+    """Send a signal to processes of the container, PID 1 excluded: the kernel protects it from within."""
+    program = "import os, signal, sys; [os.kill(int(p), signal.Signals[sys.argv[1]]) for p in sys.argv[2:]]"
+    stack.exec(service, "python", "-c", program, f"SIG{name}", *map(str, pids))
+
+
+def becomes(stack: Containers, status: str, *services: str) -> None:
+    """Wait until the engine calls every one of the services `status` ("healthy", "unhealthy")."""
+    for service in services:
+        command = ("docker", "inspect", "--format", "{{.State.Health.Status}}", stack.container(service))
+        poll(
+            lambda command=command: run(*command).strip() == status,
+            60,
+            lambda name=service: f"{name} is not {status}\n{stack.log(name)}",
+        )
+
+
+def readiness(stack: Containers, service: str) -> tuple[int, dict]:
+    """Status and document of the service's own /readyz; a proxy stops asking one that is not ready."""
+    response = httpx2.get(stack.direct(service) + "/readyz", trust_env=False)
+    return response.status_code, response.json()
+
+
+def assert_workers(stack: Containers, service: str) -> None:
+    """The service has the workers that the documented formula gives for its limits, and says so."""
+    definition = stack.config()["services"][service]
+    limits = definition["deploy"]["resources"]["limits"]
+    gunicorn = server(stack, service) == "serving.gunicorn"
+    asyncio = not gunicorn or definition["environment"].get("WORKLOAD") == "asyncio"
+    fitting = int(limits["memory"]) // (128 * MEBIBYTE)
+    expected = max(1, min(ceil(float(limits["cpus"]) + (0 if asyncio else 1)), fitting))
+    # Uvicorn with one worker is that worker; Gunicorn's first process never serves.
+    supervised = expected if gunicorn or expected > 1 else 0
+    poll(lambda: len(children(stack, service)) == supervised, log=lambda: f"{limits}\n{stack.log(service)}")
+    assert f"workers={expected} (" in stack.log(service), f"{service}, {limits}"
+
+
+def up(stack: Containers, cpus: str, memory: str) -> None:
+    """Start one service of each server under these limits."""
+    if float(cpus) > int(run("docker", "info", "--format", "{{.NCPU}}")):
+        pytest.skip("the engine has too few CPUs")
+    stack.environ |= {"CPUS": cpus, "MEMORY": memory}
+    stack.up(*PAIR)
+
+
+def running(stack: Containers) -> dict[str, list[str]]:
+    """Each service's container and when it started."""
+    return {service: stack.inspect(service, "{{.Id}} {{.State.StartedAt}}").split() for service in stack.urls}
+
+
+def complaints(log: str) -> list[str]:
+    """The lines that an operator would look into."""
+    pattern = re.compile(r"\b(WARN(ING)?|ERROR|CRITICAL)\b|Traceback|\"level\":\"(?!info)")
+    return [line for line in log.splitlines() if pattern.search(line)]
+
+
+def test_every_process_is_without_privilege(containers: Containers) -> None:
+    """No process is root, has a capability, or can gain one."""
+    expected = {"Uid": {"10001"}, "Gid": {"10001"}, "NoNewPrivs": {"1"}}
+    expected |= {f"Cap{kind}": {"0" * 16} for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
+    for service in containers.urls:
+        for process in processes(containers, service):
+            actual = {name: set(process[name]) for name in expected}
+            assert actual == expected, f"{service}: {process['Arguments']}"
+
+
+def test_only_memory_and_data_are_writable(containers: Containers) -> None:
+    """The root file system refuses every write; /tmp and a service's own volumes take them."""
+    fixed = ("/", "/app", "/venv", "/etc", "/home", "/var/tmp")
+    for service in containers.urls:
+        volumes = [volume["target"] for volume in containers.services[service].get("volumes", [])]
+        refused = inside(containers, service, WRITE, *fixed, "/tmp", *volumes)
+        assert refused == dict.fromkeys(fixed, errno.EROFS), service
+
+
+def test_pid_1_is_the_server(containers: Containers) -> None:
+    """SIGTERM reaches the server itself: no shell and no init stands before it."""
+    for service in containers.urls:
+        arguments = processes(containers, service)[0]["Arguments"]
+        assert Path(arguments[0]).name.startswith("python"), service
+        assert arguments[1:3] == json.loads(containers.inspect(service, "{{json .Config.Cmd}}"))[1:3], service
+
+
+def test_ports_are_published_on_loopback_only(containers: Containers) -> None:
+    """Nobody outside this machine reaches a service, unless told otherwise."""
+    for service in containers.services:
+        ports = json.loads(containers.inspect(service, "{{json .HostConfig.PortBindings}}")) or {}
+        published = [binding for bindings in ports.values() for binding in bindings or []]
+        assert bool(published) == (service == "edge"), service
+        for binding in published:
+            assert ipaddress.ip_address(binding["HostIp"]).is_loopback, f"{service}: {binding}"
+
+
+def test_limits_reach_the_engine(containers: Containers) -> None:
+    """CPU, memory, processes, logs, stopping time and restarts are bounded for every container."""
+    for service, definition in containers.services.items():
+        host = json.loads(containers.inspect(service, "{{json .HostConfig}}"))
+        limits = definition["deploy"]["resources"]["limits"]
+        actual = {name: host[name] for name in ("NanoCpus", "Memory", "PidsLimit", "ReadonlyRootfs")}
+        expected = {"NanoCpus": float(limits["cpus"]) * 1e9, "Memory": int(limits["memory"])}
+        assert actual == expected | {"PidsLimit": limits["pids"], "ReadonlyRootfs": True}, service
+        assert all(value > 0 for value in actual.values()), f"{service}: 0 is no limit: {actual}"
+        assert re.fullmatch(r"[1-9]\d*m", host["LogConfig"]["Config"]["max-size"]), service
+        assert int(host["LogConfig"]["Config"]["max-file"]) > 1, service
+        assert containers.inspect(service, "{{.Config.StopTimeout}}") == "30", service
+        # What runs once must not run again and again.
+        restart = "no" if service == "migrate" else "unless-stopped"
+        assert host["RestartPolicy"]["Name"] == restart, service
+
+
+def test_a_boot_logs_no_complaint(clone: Clone) -> None:
+    """On a read-only root, every service and the migration start without an error or a warning."""
+    for service, log in clone.boot.items():
+        assert log.strip(), f"{service} printed nothing"
+        assert complaints(log) == [], log
+
+
+def test_workers_at_the_default_limits(containers: Containers) -> None:
+    """Every service has the promised number of workers, and Gunicorn's are threaded ones."""
+    for service in containers.urls:
+        assert_workers(containers, service)
+        if server(containers, service) == "serving.gunicorn":
+            wanted = "serving.gunicorn.worker.Worker"
+            wanted = "serving.uvicorn.worker.Worker" if "hybrid" in service else wanted
+            assert f"Using worker: {wanted}" in containers.log(service), service
+
+
+@pytest.mark.parametrize(("cpus", "memory"), [("0.5", "512m"), ("2", "160m"), ("2", "512m")])
+def test_workers_follow_the_limits(limited: Containers, cpus: str, memory: str) -> None:
+    """Workers are as many as the CPU limit asks for and as the memory limit can hold."""
+    up(limited, cpus, memory)
+    for service in PAIR:
+        assert_workers(limited, service)
+    assert complaints(limited.log()) == []
+
+
+def test_a_killed_worker_is_replaced(limited: Containers) -> None:
+    """When a worker is killed, the container goes on and is soon complete again."""
+    up(limited, "2", "512m")
+    for service in PAIR:
+        assert_workers(limited, service)
+        before = children(limited, service)
+        started = limited.inspect(service, "{{.State.StartedAt}}")
+        send(limited, service, "KILL", before[0])
+        poll(lambda service=service, killed=before[0]: killed not in children(limited, service))
+        assert_workers(limited, service)
+        assert answers(limited.urls[service]), limited.log(service)
+        assert limited.inspect(service, "{{.State.StartedAt}}") == started, limited.log(service)
+
+
+def test_a_killed_server_is_restarted(clone: Clone) -> None:
+    """When PID 1 dies, the engine starts the container again, and the service is healthy again."""
+    for service in clone.urls:
+        pid, image = clone.inspect(service, "{{.State.Pid}} {{.Image}}").split()
+        # From outside: the engine takes its own `kill` for an operator's wish and restarts nothing.
+        kill = ("python", "-c", f"import os; os.kill({pid}, 9)")
+        run("docker", "run", "--rm", "--pid", "host", "--user", "0", image, *kill)
+        poll(
+            lambda service=service, ended=pid: clone.inspect(service, "{{.State.Pid}}") not in (ended, "0"),
+            log=lambda service=service: clone.log(service),
+        )
+    becomes(clone, "healthy", *clone.urls)
+    for service in clone.urls:
+        assert answers(clone.urls[service]), clone.log(service)
+
+
+def test_stopping_is_quick_and_clean(clone: Clone, limited: Containers) -> None:
+    """An idle service ends long before the engine would kill it, with exit code 0."""
+    up(limited, "2", "512m")
+    try:
+        for stack, service in [*((limited, service) for service in PAIR), *((clone, s) for s in clone.urls)]:
+            start = time.monotonic()
+            assert stack.stop(service) == 0, stack.log(service)
+            assert time.monotonic() - start < 15, f"{service}\n{stack.log(service)}"
+    finally:
+        clone.up()
+
+
+def test_compose_restart_keeps_the_containers(clone: Clone) -> None:
+    """`docker compose restart` starts the same containers again, and every service answers."""
+    before = running(clone)
+    clone.compose("restart")
+    becomes(clone, "healthy", *clone.urls)
+    becomes(clone, "healthy", "edge")
+    after = running(clone)
+    for service in clone.urls:
+        assert answers(clone.urls[service]), clone.log(service)
+        assert before[service][0] == after[service][0], service
+        assert before[service][1] != after[service][1], service
+
+
+def test_a_draining_service_is_unhealthy(clone: Clone) -> None:
+    """While the drain file exists a service says why it is not ready, serves on, and heals without it."""
+    program = "from serving import health; health.drain_file()."
+    try:
+        for service in clone.urls:
+            clone.exec(service, "python", "-c", program + "touch()")
+            status, document = readiness(clone, service)
+            assert (status, list(document["failed"])) == (503, ["draining"]), service
+            assert answers(clone.direct(service) + "/livez"), service
+            assert answers(clone.direct(service)), service
+        becomes(clone, "unhealthy", *clone.urls)
+    finally:
+        for service in clone.urls:
+            clone.exec(service, "python", "-c", program + "unlink(missing_ok=True)")
+    for service in clone.urls:
+        assert readiness(clone, service)[0] == 200, service
+    becomes(clone, "healthy", *clone.urls)
+
+
+def test_a_frozen_service_is_unhealthy(clone: Clone) -> None:
+    """A service whose processes stand still is found out, although its port accepts connections."""
+    frozen = {service: children(clone, service) for service in clone.urls}
+    try:
+        for service, pids in frozen.items():
+            run("docker", "kill", "--signal", "STOP", clone.container(service))
+            send(clone, service, "STOP", *pids)
+        becomes(clone, "unhealthy", *frozen)
+    finally:
+        for service, pids in frozen.items():
+            send(clone, service, "CONT", *pids)
+            run("docker", "kill", "--signal", "CONT", clone.container(service))
+    becomes(clone, "healthy", *frozen)
+
+
+def test_a_damaged_database_makes_django_unready(clone: Clone) -> None:
+    """A Django that starts on a damaged database lives, names what failed, and heals by itself."""
+    overwrite = (
+        "import json, os, sys\n"
+        "with open(os.environ['DATA_DIR'] + '/db.sqlite3', 'r+b') as file: file.write(sys.argv[1].encode())\n"
+        "print(json.dumps(None))"
+    )
+    header = "SQLite format 3"
+    inside(clone, "django", overwrite, "x" * len(header))
+    try:
+        clone.compose("restart", "django")
+        poll(lambda: answers(clone.direct("django") + "/livez"), log=lambda: clone.log("django"))
+        status, document = readiness(clone, "django")
+        assert (status, list(document["failed"])) == (503, ["database"]), document
+        assert clone.inspect("django", "{{.State.Health.Status}}") != "healthy"
+        assert answers(clone.direct("django") + "/livez")
+    finally:
+        inside(clone, "django", overwrite, header)
+    becomes(clone, "healthy", "django")
+    assert readiness(clone, "django")[0] == 200
+
+
+def test_the_environment_file_counts(clone: Clone) -> None:
+    """An optional .env sets limits and workload, and its PORT moves no published port."""
+    for service in clone.urls:
+        assert answers(clone.urls[service]), clone.boot[service]
+        assert clone.inspect(service, "{{.HostConfig.Memory}}") == str(640 * MEBIBYTE), service
+        if server(clone, service) == "serving.gunicorn":
+            assert "workers=5 (io: 4 x 1 CPU + 1 = 5" in clone.boot[service], clone.boot[service]
+
+
+def test_up_without_a_change_changes_nothing(clone: Clone) -> None:
+    """A second `up --build` leaves every running container alone."""
+    built = [service["image"] for service in clone.services.values() if "build" in service]
+    assert len(built) == len(set(built)), "of two builds of one image, the last one's labels count"
+    before = running(clone)
+    clone.up()
+    assert running(clone) == before
+
+
+def test_up_serves_edited_code(clone: Clone) -> None:
+    """A plain `up` rebuilds what was edited, serves it, and leaves the other services running."""
+    name, module = EDITED
+    before, image = running(clone), clone.inspect(name, "{{.Image}}")
+    with (clone.directory / module).open("a") as source:
+        source.write("\nprint('edited', flush=True)\n")
+    assert "edited" not in clone.log(name)
+    clone.compose("up", "--detach")
+    poll(lambda: "edited" in clone.log(name), 60, lambda: clone.log(name))
+    after = running(clone)
+    assert [service for service in after if after[service] != before[service]] == [name]
+    run("docker", "rmi", image)

@@ -1,0 +1,1 @@
+"""The edge, replicas behind it, and rolling updates."""

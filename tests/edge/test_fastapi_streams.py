@@ -1,0 +1,56 @@
+"""What streams passes the edge unbuffered, and stays in TLS."""
+
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.support.browser import Browser
+from tests.support.containers import Containers
+
+
+@pytest.fixture(scope="module")
+def browser(containers: Containers) -> Iterator[Browser]:
+    """A browser of the shared stack."""
+    with Browser(containers) as client:
+        yield client
+
+
+def test_a_websocket_passes(browser: Browser) -> None:
+    """Over TLS, for a page of ours; a foreign page's is refused."""
+    name = f"fastapi.localhost:{browser.port}"
+
+    def open_from(origin: str) -> Any:
+        plain = socket.create_connection(("127.0.0.1", browser.port))
+        return connect(f"wss://{name}/ws", sock=plain, ssl=browser.context, origin=origin)
+
+    with open_from(f"https://{name}") as client:
+        client.send("over TLS")
+        assert client.recv(timeout=10) == "over TLS"
+    with pytest.raises(InvalidStatus) as refused, open_from("https://fastapi.localhost.evil.example"):
+        pass
+    assert refused.value.response.status_code == 403
+
+
+def test_events_are_neither_buffered_nor_cut_off(browser: Browser) -> None:
+    """Over TLS, to a client that takes compression, for longer than any timeout of the edge."""
+    arrivals = []
+    name = f"fastapi.localhost:{browser.port}"
+    options = {"headers": {"host": name}, "extensions": {"sni_hostname": "fastapi.localhost"}}
+    url = f"https://127.0.0.1:{browser.port}/events?count=4&interval=8"
+    with browser.stream("GET", url, timeout=20, **options) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:"):
+                arrivals.append(time.monotonic())
+    assert len(arrivals) == 4
+    assert arrivals[0] + 7 < arrivals[1] < arrivals[3] - 15
+
+
+def test_a_redirect_stays_in_tls(browser: Browser) -> None:
+    """The application knows the scheme and the port that the client used."""
+    slash = browser.ask("fastapi", "/echo/").headers["location"]
+    assert f"https://fastapi.localhost:{browser.port}/echo" == slash

@@ -1,0 +1,262 @@
+"""`make smoke URL=...` keeps apart what is kept, broken and not applicable, wherever it is pointed."""
+
+import datetime
+import gzip
+import os
+import ssl
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from websockets.sync.server import serve
+
+from checks.site import Site
+from checks.smoke import CHECKS, PLACES, Broken, NotApplicable, examine, place
+from tests.support.commands import ROOT, free_port, run
+
+STYLE = "/static/site.0123456789ab.css"
+PAGE = f'<!doctype html><link rel="stylesheet" href="{STYLE}">'
+LINES = {
+    "": "URL='': must be the address of a deployment, such as https://www.example.com",
+    "ftp://localhost": "URL='ftp://localhost': must be the address of a deployment",
+    "localhost:8000": "URL='localhost:8000': must be the address of a deployment",
+    "http://localhost:http": "URL='http://localhost:http': must be the address of a deployment",
+    "http://nobody.invalid": "URL='http://nobody.invalid': must be where a server answers (",
+}
+
+# What is wrong with the server -> the one promise that it breaks, and what is said of it.
+FAULTS = {
+    "unready": ("health", "/readyz: 503"),
+    "kept probe": ("health", "/livez: 200, Cache-Control: None"),
+    "forgotten": ("static files", f"{STYLE}: Cache-Control: max-age=60"),
+    "unpacked": ("static files", f"{STYLE}: not compressed"),
+    "soft 404": ("errors", "/no/such/address: 200"),
+    "trace": ("errors", "404: shows 'Traceback (most recent'"),
+    "long error": ("errors", "404: 20000 bytes, more than 16384"),
+    "error with version": ("errors", "404: shows 'nginx/1'"),
+    "echo": ("errors", "TRACE: 200"),
+    "version": ("server's name", "Server: nginx/1.22.1"),
+    "powered": ("server's name", "X-Powered-By: PHP"),
+    "unprotected": ("security headers", "no X-Content-Type-Options, Referrer-Policy, X-Frame-Options"),
+    "believed host": ("forged headers", "/: trusts forged.example"),
+    "believed client": ("forged headers", "/: trusts 203.0.113.7"),
+    "believed scheme": ("forged headers", "/: trusts X-Forwarded-Proto: 301 instead of 200"),
+    "no id": ("request id", "X-Request-ID: none"),
+    "one id": ("request id", "X-Request-ID: the-same-one, then the-same-one"),
+    "close": ("keep-alive", "closed after /"),
+}
+TLS_FAULTS = {
+    "cookie": ("security headers", "a cookie that is not Secure: session"),
+    "http/1.1": ("HTTP/2", "not offered"),
+    "h2": ("HTTP/2", "offered, but not spoken"),
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Keeps every promise that the server's faults leave."""
+
+    protocol_version = "HTTP/1.1"
+
+    def version_string(self) -> str:
+        """Its name."""
+        return "nginx/1.22.1" if "version" in self.server.faults else "nginx"
+
+    def log_message(self, *_: object) -> None:
+        """Be silent."""
+
+    def do_TRACE(self) -> None:
+        """Refuse it."""
+        if "echo" in self.server.faults:
+            self.answer(200, str(self.headers))
+        else:
+            self.answer(405, "refused")
+
+    def do_GET(self) -> None:
+        """A probe, a file, a page, or nothing."""
+        faults = self.server.faults
+        if self.path in ("/livez", "/readyz"):
+            headers = {} if "kept probe" in faults else {"Cache-Control": "no-store"}
+            self.answer(503 if "unready" in faults and self.path == "/readyz" else 200, "", **headers)
+        elif self.path == STYLE:
+            age = 60 if "forgotten" in faults else 31536000
+            self.answer(200, "a { color: red }\n" * 100, **{"Cache-Control": f"max-age={age}"})
+        elif "slashes" in faults and not self.path.endswith("/"):
+            self.answer(301, "", Location=f"{self.path}/")
+        elif "believed scheme" in faults and self.headers.get("X-Forwarded-Proto") == "https":
+            self.answer(301, "", Location=f"https://{self.headers['Host']}/")
+        elif self.path == "/":
+            believed = {"believed host": "X-Forwarded-Host", "believed client": "X-Real-IP"}
+            told = [self.headers.get(name, "") for fault, name in believed.items() if fault in faults]
+            self.answer(200, PAGE + "".join(told), **{"Content-Type": "text/html"})
+        else:
+            wrong = {"trace": "Traceback (most recent call last)", "long error": "x" * 20_000}
+            wrong["error with version"] = "<hr>nginx/1.22.1"
+            self.answer(
+                200 if "soft 404" in faults else 404, "".join(wrong.get(fault, "") for fault in faults)
+            )
+
+    def answer(self, status: int, text: str, **headers: str) -> None:
+        """Send it."""
+        body, faults = text.encode(), self.server.faults
+        if "gzip" in self.headers.get("Accept-Encoding", "") and "unpacked" not in faults:
+            body, headers["Content-Encoding"] = gzip.compress(body), "gzip"
+        if "unprotected" not in faults:
+            headers |= {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
+            headers |= {"X-Frame-Options": "DENY"}
+        if "no id" not in faults:
+            headers["X-Request-ID"] = "the-same-one" if "one id" in faults else uuid.uuid4().hex
+        if "powered" in faults:
+            headers["X-Powered-By"] = "PHP"
+        if "close" in faults:
+            headers["Connection"] = "close"
+        headers["Set-Cookie"] = "session=1" + ("" if "cookie" in faults else "; Secure")
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@contextmanager
+def server(*faults: str, certificate: Path | None = None) -> Iterator[str]:
+    """The address of a server with these faults."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        listening.faults = faults
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            context.set_alpn_protocols(["h2"] if "h2" in faults else ["http/1.1"])
+            listening.socket = context.wrap_socket(listening.socket, server_side=True)
+        threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        try:
+            yield f"http{'s' if certificate else ''}://127.0.0.1:{listening.server_port}"
+        finally:
+            listening.shutdown()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key and a certificate for 127.0.0.1 that is its own authority."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    hosts = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = tmp_path_factory.mktemp("tls") / "own.pem"
+    public = (
+        made.add_extension(hosts, critical=False)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    path.write_bytes(secret + public)
+    return path
+
+
+def broken(url: str) -> dict[str, str]:
+    """The promises that the site breaks, and what is said of them."""
+    return {name: found for name, (result, found) in examine(Site(url)).items() if result == "broken"}
+
+
+def smoke(*urls: str, expect: int, **environ: str) -> str:
+    """The output of the command."""
+    command = (sys.executable, "-m", "checks.smoke", *urls)
+    return run(*command, env=dict(os.environ) | environ, expect=expect)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_promise_is_reported(fault: str) -> None:
+    """That one and no other."""
+    name, sentence = FAULTS[fault]
+    with server(fault) as url:
+        found = broken(url)
+        assert found.keys() == {name}, found
+        assert sentence in found[name]
+
+
+@pytest.mark.parametrize("fault", TLS_FAULTS)
+def test_a_promise_broken_over_tls_is_reported(
+    fault: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one, beside the HTTP/2 that this server never speaks."""
+    monkeypatch.setenv("CA", str(certificate))
+    name, sentence = TLS_FAULTS[fault]
+    with server(fault, certificate=certificate) as url:
+        found = broken(url)
+        assert found.keys() == {name, "HTTP/2"}, found
+        assert sentence in found[name]
+
+
+def test_a_websocket_without_bounds_is_reported() -> None:
+    """A server that takes a message of any length waits for all of it."""
+    with serve(lambda client: list(client), "127.0.0.1", 0, max_size=None) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        port = listening.socket.getsockname()[1]
+        with pytest.raises(Broken, match="/ws: goodbye 1000, message without bound None"):
+            CHECKS["WebSocket"](Site(f"http://127.0.0.1:{port}"))
+        listening.shutdown()
+
+
+def test_a_site_may_add_slashes() -> None:
+    """What an unknown address is redirected to counts, and a redirect is no WebSocket."""
+    with server("slashes") as url:
+        CHECKS["errors"](Site(url))
+        with pytest.raises(NotApplicable, match=r"/ws: .*redirect"):
+            CHECKS["WebSocket"](Site(url))
+
+
+def test_the_report_names_the_line_to_change() -> None:
+    """Exit code 0 without, 1 with a broken promise, whose line of this repository is shown."""
+    with server() as url:
+        lines = smoke(url, expect=0).splitlines()
+        assert len(lines) == len(CHECKS)
+        assert not [line for line in lines if not line.startswith(("ok  ", "not applicable  "))]
+        run("make", "smoke", f"URL={url}")
+    with server("no id") as url:
+        lines = smoke(url, expect=1).splitlines()
+        at = lines.index("broken          request id: X-Request-ID: none, then none")
+        assert lines[at + 1].strip().startswith("change serving/peers.py:")
+    assert PLACES.keys() <= CHECKS.keys()
+    for name, (file, line) in PLACES.items():
+        assert (ROOT / file).exists()
+        assert line in place(name)
+
+
+@pytest.mark.parametrize("url", LINES)
+def test_what_is_no_deployment_gets_one_line(url: str) -> None:
+    """The variable, its value and what is allowed."""
+    lines = smoke(url, expect=1).splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(LINES[url])
+
+
+def test_where_nobody_listens_gets_one_line() -> None:
+    """The address, and what the machine says; `make` alone says that it needs an address."""
+    url = f"http://127.0.0.1:{free_port()}"
+    lines = smoke(url, expect=1).splitlines()
+    assert lines == [f"URL='{url}': must be where a server answers ([Errno 111] Connection refused)"]
+    assert "URL='': must be the address of a deployment" in run("make", "smoke", expect=2)
+
+
+def test_an_unknown_certificate_is_refused_until_it_is_accepted(certificate: Path) -> None:
+    """CA=FILE and INSECURE=1 accept it; a wrong value of either is named."""
+    with server(certificate=certificate) as url:
+        (line,) = smoke(url, expect=1).splitlines()
+        assert line.startswith(f"URL='{url}': must be trusted (self-signed certificate)")
+        assert line.endswith("or set CA=FILE or INSECURE=1")
+        for variable in ({"CA": str(certificate)}, {"INSECURE": "1"}):
+            assert "ok              health" in smoke(url, expect=1, **variable)
+        for name, value in (("CA", "/nowhere"), ("INSECURE", "perhaps")):
+            (line,) = smoke(url, expect=1, **{name: value}).splitlines()
+            assert line.startswith(f"{name}='{value}': must be ")

@@ -1,0 +1,1 @@
+"""Single servers, started as local processes."""

@@ -1,0 +1,110 @@
+"""A client's address, scheme and request id can not be forged; a trusted proxy's word counts."""
+
+import re
+
+import httpx2
+import pytest
+
+from serving import peers
+from tests.support.commands import poll
+from tests.support.containers import Containers
+from tests.support.processes import PROGRAMS
+from tests.support.servers import Server
+
+# The services whose page says who asks.
+APPS = {
+    "flask": PROGRAMS["flask"],
+    "fastapi": PROGRAMS["fastapi"],
+}
+FORGED = {
+    "X-Forwarded-For": "198.51.100.66",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Host": "evil.example",
+    "Forwarded": "for=198.51.100.66;proto=https",
+    "X-Real-IP": "198.51.100.66",
+    "X-Request-ID": "chosen-by-a-stranger",
+}
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_a_trusted_proxy_names_the_client(app: str) -> None:
+    """The right-most address that is no proxy counts; what the client wrote before it does not."""
+    with Server(*APPS[app], FORWARDED_ALLOW_IPS="127.0.0.1,10.0.0.0/8").wait() as server:
+        for header, client in {
+            "203.0.113.7": "203.0.113.7",
+            "6.6.6.6, 203.0.113.7": "203.0.113.7",
+            "6.6.6.6, 203.0.113.7, 10.1.2.3": "203.0.113.7",
+            "10.1.2.3": "10.1.2.3",
+            "2001:db8::1": "2001:db8::1",
+            "nonsense": "127.0.0.1",
+            "203.0.113.7, <script>": "127.0.0.1",
+            "": "127.0.0.1",
+        }.items():
+            answer = httpx2.get(server.url, headers={"x-forwarded-for": header}).json()
+            assert (header, client) == (header, answer["client"])
+        for scheme, seen in {"https": "https", "http": "http", "javascript": "http"}.items():
+            assert seen == httpx2.get(server.url, headers={"x-forwarded-proto": scheme}).json()["scheme"]
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_a_request_id_is_kept_only_when_a_trusted_proxy_sent_a_well_formed_one(app: str) -> None:
+    """Anything else is replaced, so that no log line can be forged through it."""
+    with Server(*APPS[app]).wait() as server:
+        kept = httpx2.get(server.url, headers={"x-request-id": "proxy-4711.a_b"})
+        assert kept.headers.get_list("x-request-id") == ["proxy-4711.a_b"]
+        poll(lambda: "[proxy-4711.a_b]" in server.log(), log=server.log)
+        for identity in (
+            "short",
+            "x" * 129,
+            "x" * 8000,
+            "two words",
+            'a"b<c>d',
+        ):
+            replaced = httpx2.get(server.url, headers={"x-request-id": identity})
+            assert re.fullmatch("[0-9a-f]{32}", replaced.headers["x-request-id"]), identity
+            assert identity not in server.log()
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_a_stranger_gains_nothing_by_forwarded_headers(app: str) -> None:
+    """Without trust in the peer every forwarded header is as if it had not been sent."""
+    with Server(*APPS[app], FORWARDED_ALLOW_IPS="192.0.2.1").wait() as server:
+        answer = httpx2.get(server.url, headers=FORGED)
+        assert answer.json()["client"] == "127.0.0.1"
+        assert answer.json()["scheme"] == "http"
+        assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+        assert "stranger" not in server.log()
+        assert "198.51.100.66" not in server.log()
+
+
+def test_a_trusted_host_name_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its addresses count, new ones within a second, and old ones no longer than five."""
+    known, clock, asked = {"proxy": {"10.0.0.2"}}, [100.0], []
+    monkeypatch.setattr(peers, "addresses", lambda name: asked.append(name) or known.get(name, set()))
+    monkeypatch.setattr(peers.time, "monotonic", lambda: clock[0])
+    trusted = peers.Trusted(["proxy", "192.0.2.0/24"])
+    assert "192.0.2.9" in trusted
+    assert asked == []
+    assert "10.0.0.2" in trusted
+    assert "10.0.0.3" not in trusted
+    assert asked == ["proxy"]
+    known["proxy"] = {"10.0.0.3"}
+    clock[0] += 1.1
+    assert "10.0.0.3" in trusted
+    assert "10.0.0.2" not in trusted
+    known.clear()
+    assert "10.0.0.3" in trusted
+    clock[0] += 5.1
+    assert "10.0.0.3" not in trusted
+
+
+def test_no_container_believes_its_clients(containers: Containers) -> None:
+    """Neither from this machine, nor from a neighbour in the network."""
+    for service, url in containers.urls.items():
+        for address in (url, containers.direct(service)):
+            answer = httpx2.get(address + "/", headers=FORGED)
+            assert answer.status_code == 200
+            identity = answer.headers["x-request-id"]
+            assert "stranger" not in identity
+            poll(lambda name=service, word=identity: word in containers.log(name))
+        assert "198.51.100.66" not in containers.log(service)

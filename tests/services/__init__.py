@@ -1,0 +1,1 @@
+"""Every service, in containers and as local processes."""

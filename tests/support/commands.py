@@ -1,0 +1,68 @@
+"""Run commands, wait for something, and find free ports."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import httpx2
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HOUSEKEEPING = shutil.ignore_patterns(".git", ".venv", ".run", ".data", ".env", ".*_cache", "__pycache__")
+GIVEN: set[int] = set()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on; never twice, as they are used later."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    if port in GIVEN:
+        return free_port()
+    GIVEN.add(port)
+    return port
+
+
+def poll(check: Callable[[], Any], seconds: float = 20, log: Callable[[], str] = str) -> Any:
+    """The first true result of `check`; fails with the log when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while not (result := check()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds} s: {check}\n{log()}")
+        time.sleep(0.05)
+    return result
+
+
+def run(*command: str | Path, expect: int | None = 0, **options: Any) -> str:
+    """A command's combined output; fails with it unless the exit code is the expected one."""
+    options = {"cwd": ROOT, "timeout": 300, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
+    result = subprocess.run([str(word) for word in command], text=True, check=False, **options)
+    if expect is not None and result.returncode != expect:
+        pytest.fail(f"{command}: exit code {result.returncode}, expected {expect}\n{result.stdout}")
+    return result.stdout
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skip for what this machine lacks; fail where REQUIRE_DOCKER=1 says that everything is there."""
+    if os.environ.get("REQUIRE_DOCKER") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def answers(url: str) -> bool:
+    """Whether something at `url` answers below 400."""
+    try:
+        return httpx2.get(url, trust_env=False).status_code < 400
+    except httpx2.HTTPError:
+        return False
+
+
+def addresses(services: Iterable[str], ports: Mapping[str, str]) -> dict[str, str]:
+    """Where each of the services answers over plain HTTP; `ports` by variable."""
+    variables = {service: f"{service.upper().replace('-', '_')}_PORT" for service in services}
+    return {name: f"http://127.0.0.1:{ports[port]}" for name, port in variables.items() if port in ports}

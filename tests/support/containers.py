@@ -1,0 +1,212 @@
+"""The Compose project in containers, and what runs in them."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tests.support.commands import HOUSEKEEPING, ROOT, addresses, answers, free_port, poll, run
+
+# Passes connections on to the services, each on a port of its own: a neighbour in the network.
+RELAY = """
+import asyncio, sys
+
+async def pump(reader, writer):
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass
+    writer.close()
+
+async def relay(service, port):
+    async def connected(reader, writer):
+        try:
+            onward = await asyncio.open_connection(service, 8000)
+        except OSError:
+            return writer.close()
+        await asyncio.gather(pump(reader, onward[1]), pump(onward[0], writer))
+    await (await asyncio.start_server(connected, port=port)).serve_forever()
+
+async def main():
+    await asyncio.gather(*(relay(*word.split(":")) for word in sys.argv[1:]))
+
+asyncio.run(main())
+"""
+PROCESSES = """
+import json, pathlib
+found = []
+for entry in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+        lines = [line.partition(":") for line in (entry / "status").read_text().splitlines()]
+        arguments = (entry / "cmdline").read_text().split("\\0")[:-1]
+    except OSError:  # ended meanwhile
+        continue
+    found.append({name: value.split() for name, _, value in lines} | {"Arguments": arguments})
+print(json.dumps(found))
+"""
+WRITE = """
+import errno, json, os, sys, tempfile
+refused = {}
+for directory in sys.argv[1:]:
+    try:
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        refused[directory] = error.errno
+print(json.dumps(refused))
+"""
+
+
+class Containers:
+    """The Compose project under a name, ports and volumes of its own."""
+
+    runtime = "docker"
+
+    def __init__(self, *files: Path, **environ: str) -> None:
+        self.project = f"test-{secrets.token_hex(4)}"
+        self.files = [
+            word for file in (ROOT / "docker-compose.yml", *files) for word in ("--file", str(file))
+        ]
+        self.environ = os.environ | environ
+        # Which variables move ports is Compose's business: ask it, then move every one.
+        variables = run("docker", "compose", *self.files, "config", "--variables").split()
+        self.ports = {name: str(free_port()) for name in variables if name.endswith("_PORT")}
+        self.environ |= self.ports
+        self.services = self.config()["services"]
+        self.urls = addresses(self.services, self.ports)
+        self._direct: dict[str, str] = {}
+        self.neighbours: list[str] = []
+
+    def compose(self, *arguments: str, **options: Any) -> str:
+        """The output of `docker compose ARGUMENTS` for this project."""
+        command = ("docker", "compose", "--project-name", self.project, *self.files, *arguments)
+        return run(*command, env=self.environ, **options)
+
+    def config(self) -> dict:
+        """The resolved file."""
+        return json.loads(self.compose("config", "--format", "json"))
+
+    def up(self, *services: str, **options: Any) -> str:
+        """Build, start and wait, also for what stands before the services; fails with the logs."""
+        services = ("edge", *services) if services else ()
+        output = self.compose("up", "--build", "--detach", "--wait", *services, expect=None, **options)
+        checked = [
+            name for name, service in self.services.items() if "test" in service.get("healthcheck", {})
+        ]
+        for service in services or checked:
+            # On a busy machine a check may fail, and the wait with it, although all is well a moment later.
+            poll(
+                lambda name=service: self.health(name) == "healthy",
+                log=lambda name=service: f"{name} is not healthy\n{self.log(name)}\n{output[-2000:]}",
+            )
+        return output
+
+    def direct(self, service: str) -> str:
+        """The service's own address, as another container in its network has it."""
+        if not self._direct:
+            ports = {name: free_port() for name in self.urls}
+            published = [
+                word for port in ports.values() for word in ("--publish", f"127.0.0.1:{port}:{port}")
+            ]
+            relay = ("python", "-c", RELAY, *(f"{name}:{port}" for name, port in ports.items()))
+            self.neighbour(f"{self.project}-relay", *relay, options=published)
+            self._direct = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+            for name in filter(self.container, self.urls):
+                poll(lambda url=self._direct[name]: answers(url + "/livez"))
+        return self._direct[service]
+
+    def neighbour(self, name: str, *command: str, options: Iterable[str] = ()) -> None:
+        """Run a container of this name in the services' network until `down`."""
+        self.neighbours.append(name)
+        network = ("--network", f"{self.project}_default")
+        image = re.search(r"PYTHON_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text())[1]
+        run("docker", "run", "--detach", "--name", name, *network, *options, image, *command)
+
+    def container(self, service: str) -> str:
+        """The id of the service's (first) container, also of a stopped one."""
+        return next(iter(self.compose("ps", "--all", "--quiet", service).split()), "")
+
+    def inspect(self, service: str, template: str) -> str:
+        """`docker inspect` of the service's container."""
+        return run("docker", "inspect", "--format", template, self.container(service)).strip()
+
+    def health(self, service: str) -> str:
+        """What the engine says of the service's health; "" without a container or a check."""
+        template = "{{if .State.Health}}{{.State.Health.Status}}{{end}}"
+        return self.inspect(service, template) if self.container(service) else ""
+
+    def exec(self, service: str, *command: str, **options: Any) -> str:
+        """The output of a command inside the service's container."""
+        return self.compose("exec", "--no-TTY", service, *command, **options)
+
+    def manage(self, arguments: str, **environ: str) -> str:
+        """`make manage`'s own command, in this project."""
+        variables = [word for name, value in environ.items() for word in ("--env", f"{name}={value}")]
+        command = ("python", "-m", "wsgi_app.django_site", *arguments.split())
+        return self.compose("run", "--rm", *variables, "django", *command)
+
+    def log(self, service: str = "") -> str:
+        """What the service printed."""
+        return self.compose("logs", "--no-color", *filter(None, [service]))
+
+    def stop(self, service: str) -> int:
+        """Stop as an operator does; the exit code."""
+        run("docker", "stop", self.container(service))
+        return int(self.inspect(service, "{{.State.ExitCode}}"))
+
+    def start(self, service: str) -> None:
+        """Start it again and wait until it is healthy."""
+        self.compose("up", "--detach", "--wait", "--no-build", service)
+
+    def down(self) -> None:
+        """Remove everything, data and images too."""
+        # By force: one that crashes while its pre_stop runs fails `down`, as the Makefile knows.
+        label = f"label=com.docker.compose.project={self.project}"
+        containers = run("docker", "ps", "--all", "--quiet", "--filter", label).split()
+        if containers := self.neighbours + containers:
+            run("docker", "rm", "--force", *containers)
+        self.compose("down", "--volumes", "--remove-orphans")
+        # Of all versions, but nobody else's, as the base image: `--rmi` knows no such middle.
+        names = ("--filter", f"reference={self.project}-*", "--format", "{{.Repository}}:{{.Tag}}")
+        if images := run("docker", "image", "ls", *names).split():
+            run("docker", "rmi", *images)
+
+
+class Clone(Containers):
+    """The Compose project of a copy of the repository."""
+
+    def __init__(self, directory: Path, *files: Path, **environ: str) -> None:
+        super().__init__(*files, **environ)
+        shutil.copytree(ROOT, directory, ignore=HOUSEKEEPING)
+        self.files[1] = str(directory / "docker-compose.yml")
+        self.directory = directory
+        self.boot: dict[str, str] = {}
+
+
+def inside(stack: Containers, service: str, program: str, *arguments: str) -> Any:
+    """What a Python program inside the service's container prints as JSON."""
+    return json.loads(stack.exec(service, "python", "-c", program, *arguments))
+
+
+def processes(stack: Containers, service: str) -> list[dict[str, list[str]]]:
+    """The container's processes as /proc has them, PID 1 first; `docker exec` gives its own no parent."""
+    found = inside(stack, service, PROCESSES)
+    return sorted(
+        (process for process in found if process["Pid"] == ["1"] or process["PPid"] != ["0"]),
+        key=lambda process: int(process["Pid"][0]),
+    )
+
+
+def children(stack: Containers, service: str) -> list[int]:
+    """The pids of PID 1's worker processes."""
+    return [
+        int(process["Pid"][0])
+        for process in processes(stack, service)
+        # Spawned beside the workers; it serves nothing.
+        if process["PPid"] == ["1"] and "resource_tracker" not in " ".join(process["Arguments"])
+    ]

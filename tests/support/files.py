@@ -1,0 +1,38 @@
+"""What the files of the repository say."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+from checks.project import Container, Project, has_compose
+from tests.support.commands import ROOT, lacking
+
+CADDYFILE = (ROOT / "deploy/edge/Caddyfile").read_text()
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+
+
+@cache
+def processes() -> dict[str, Container]:
+    """What our files would run with nothing set, by service."""
+    if not has_compose():
+        lacking("no Docker Compose to resolve docker-compose.yml with")
+    project = Project(ROOT, env_file=Path("/dev/null"))
+    return {container.name: container for container in project.containers}
+
+
+def edge(option: str) -> str:
+    """The Caddyfile's value for it."""
+    found = re.findall(rf"^\t+{option} (\S+)$", CADDYFILE, re.MULTILINE)
+    assert len(found) == 1, f"{option}: {found}"
+    return found[0]
+
+
+def long_running() -> dict[str, dict]:
+    """The services that stay."""
+    return {name: it.definition for name, it in processes().items() if it.is_long_running}

@@ -1,0 +1,102 @@
+"""The services as local processes, as `make up RUNTIME=process` runs them."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+
+from tests.support.commands import HOUSEKEEPING, ROOT, answers, free_port, poll, run
+from tests.support.containers import Containers
+
+# What `make up` runs: service -> what follows `python -m`.
+PROGRAMS = {
+    service: tuple(command.split())
+    for service, command in re.findall(
+        r"^\[program:(\S+)\]\ncommand = \S+/python -m (.*)$",
+        (ROOT / "deploy/supervisord.conf").read_text(),
+        re.MULTILINE,
+    )
+}
+# A file of each service, something in it that its page shows, and the same thing edited.
+EDITS = {
+    "django": ("wsgi_app/django_site/models.py", "author = models.CharField(", '"edited", '),
+    "flask": ("wsgi_app/flask_site/__init__.py", 'service="flask', "-edited"),
+    "fastapi": ("asgi_app/main.py", '"service": "fastapi', "-edited"),
+}
+EDITS["fastapi-hybrid"] = EDITS["fastapi"]
+SWITCHES = dotenv_values(ROOT / "deploy/dev.env")
+
+
+class Processes:
+    """`make up RUNTIME=process` in a copy of the repository, on ports of its own."""
+
+    runtime = "process"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        shutil.copytree(ROOT, directory, ignore=HOUSEKEEPING, dirs_exist_ok=True)
+        (directory / ".venv").symlink_to(ROOT / ".venv")
+        ports = {name: str(free_port()) for name in PROGRAMS}
+        self.environ = os.environ | {f"{name.upper()}_PORT": port for name, port in ports.items()}
+        self.environ.pop("MAKEFLAGS", None)
+        self.urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+
+    def direct(self, service: str) -> str:
+        """The service's address: nothing stands before it."""
+        return self.urls[service]
+
+    def make(self, *arguments: str, **options: Any) -> str:
+        """The output of `make ARGUMENTS RUNTIME=process`."""
+        return run("make", *arguments, "RUNTIME=process", cwd=self.directory, env=self.environ, **options)
+
+    def up(self) -> str:
+        """Start and wait."""
+        return self.make("up")
+
+    def control(self, *arguments: str, **options: Any) -> str:
+        """The output of `supervisorctl ARGUMENTS`."""
+        program = self.directory / ".venv/bin/supervisorctl"
+        options = {"cwd": self.directory, "env": self.environ} | options
+        return run(program, "-c", "deploy/supervisord.conf", *arguments, **options)
+
+    def manage(self, arguments: str, **environ: str) -> str:
+        """`make manage` in this copy."""
+        command = ("make", "manage", f"ARGS={arguments}", "RUNTIME=process")
+        return run(*command, cwd=self.directory, env=self.environ | environ)
+
+    def log(self, service: str = "*") -> str:
+        """What the service printed."""
+        return "\n".join(path.read_text() for path in (self.directory / ".run").glob(f"{service}.log"))
+
+    def stop(self, service: str) -> int:
+        """Stop as an operator does; the exit code."""
+        self.control("stop", service)
+        last = [line for line in self.log("supervisord").splitlines() if f"stopped: {service} (" in line][-1]
+        return int(last.rpartition("exit status ")[2].rstrip(")")) if "exit status" in last else -1
+
+    def start(self, service: str) -> None:
+        """Start it again and wait until it is ready."""
+        self.control("start", service)
+        poll(lambda: answers(self.urls[service] + "/readyz"), log=lambda: self.log(service))
+
+    def down(self) -> None:
+        """Stop everything."""
+        self.make("down")
+
+
+def processes_of(directory: Path) -> dict[int, str]:
+    """Command lines of everything that runs in this copy, by process id."""
+    lines = {}
+    for cwd in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if cwd.readlink() == directory:
+                lines[int(cwd.parent.name)] = (cwd.parent / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return {pid: line for pid, line in lines.items() if line}
+
+
+Stack = Containers | Processes

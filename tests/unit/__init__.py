@@ -1,0 +1,1 @@
+"""Functions and files: no server starts."""
