@@ -13,12 +13,9 @@ from tests.support.containers import Containers
 
 # What `make up` runs: service -> what follows `python -m`.
 PROGRAMS = {
-    service: tuple(command.split())
-    for service, command in re.findall(
-        r"^\[program:(\S+)\]\ncommand = \S+/python -m (.*)$",
-        (ROOT / "deploy/supervisord.conf").read_text(),
-        re.MULTILINE,
-    )
+    "django": ("serving.gunicorn", "wsgi_app.django_site.wsgi"),
+    "flask": ("serving.gunicorn", "wsgi_app.flask_site"),
+    "fastapi": ("serving.uvicorn",),
 }
 # A file of each service, something in it that its page shows, and the same thing edited.
 EDITS = {
