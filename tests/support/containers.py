@@ -144,7 +144,7 @@ class Containers:
         """The output of a command inside the service's container."""
         return self.compose("exec", "--no-TTY", service, *command, **options)
 
-    def manage(self, arguments: str, **environ: str) -> str:
+    def manage_django(self, arguments: str, **environ: str) -> str:
         """`make manage`'s own command, in this project."""
         variables = [word for name, value in environ.items() for word in ("--env", f"{name}={value}")]
         command = ("python", "-m", "wsgi_app.django_site", *arguments.split())

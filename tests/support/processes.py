@@ -27,6 +27,11 @@ EDITS = {
     "fastapi": ("asgi_app/main.py", '"service": "fastapi', "-edited"),
 }
 EDITS["fastapi-hybrid"] = EDITS["fastapi"]
+# The services that answer JSON and keep no data: a module, the framework's object in it, the object
+# that is served, and what serves it.
+JSON: dict[str, tuple[str, str, str, str]] = {}
+JSON["flask"] = ("wsgi_app.flask_site", "app", "application", "serving.gunicorn")
+JSON["fastapi"] = ("asgi_app.main", "api", "app", "asgi_app")
 SWITCHES = dotenv_values(ROOT / "deploy/dev.env")
 
 
@@ -62,7 +67,7 @@ class Processes:
         options = {"cwd": self.directory, "env": self.environ} | options
         return run(program, "-c", "deploy/supervisord.conf", *arguments, **options)
 
-    def manage(self, arguments: str, **environ: str) -> str:
+    def manage_django(self, arguments: str, **environ: str) -> str:
         """`make manage` in this copy."""
         command = ("make", "manage", f"ARGS={arguments}", "RUNTIME=process")
         return run(*command, cwd=self.directory, env=self.environ | environ)
