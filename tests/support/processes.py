@@ -8,7 +8,7 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-from tests.support.commands import HOUSEKEEPING, ROOT, answers, free_port, poll, run
+from tests.support.commands import HOUSEKEEPING, ROOT, STARTED, answers, free_port, last_lines, poll, run
 from tests.support.containers import Containers
 
 # What `make up` runs: service -> what follows `python -m`.
@@ -48,6 +48,8 @@ class Processes:
         self.environ = os.environ | {f"{name.upper()}_PORT": port for name, port in ports.items()}
         self.environ.pop("MAKEFLAGS", None)
         self.urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+        self.name = f"the processes in {directory}"
+        STARTED.append(self)
 
     def direct(self, service: str) -> str:
         """The service's address: nothing stands before it."""
@@ -75,6 +77,11 @@ class Processes:
     def log(self, service: str = "*") -> str:
         """What the service printed."""
         return "\n".join(path.read_text() for path in (self.directory / ".run").glob(f"{service}.log"))
+
+    def recent_log(self, since: float) -> str:
+        """The end of every log that grew since that time."""
+        paths = sorted(p for p in (self.directory / ".run").glob("*.log") if p.stat().st_mtime >= since)
+        return "\n".join(f"{path.name}:\n{last_lines(path.read_text(), 30)}" for path in paths)
 
     def stop(self, service: str) -> int:
         """Stop as an operator does; the exit code."""
