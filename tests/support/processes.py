@@ -1,25 +1,17 @@
 """The services as local processes, as `make up RUNTIME=process` runs them."""
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
 
+# What `make up` runs: service -> what follows `python -m`.
+from deploy.process.__main__ import SERVERS as PROGRAMS
 from tests.support.commands import HOUSEKEEPING, ROOT, STARTED, answers, free_port, last_lines, poll, run
 from tests.support.containers import Containers
 
-# What `make up` runs: service -> what follows `python -m`.
-PROGRAMS = {
-    service: tuple(command.split())
-    for service, command in re.findall(
-        r"^\[program:(\S+)\]\ncommand = \S+/python -m (.*)$",
-        (ROOT / "deploy/supervisord.conf").read_text(),
-        re.MULTILINE,
-    )
-}
 # A file of each service, something in it that its page shows, and the same thing edited.
 EDITS = {
     "django": ("wsgi_app/django_site/models.py", "author = models.CharField(", '"edited", '),
@@ -31,7 +23,7 @@ EDITS["fastapi-hybrid"] = EDITS["fastapi"]
 # that is served, and what serves it.
 JSON: dict[str, tuple[str, str, str, str]] = {}
 JSON["flask"] = ("wsgi_app.flask_site", "app", "application", "serving.gunicorn")
-JSON["fastapi"] = ("asgi_app.main", "api", "app", "asgi_app")
+JSON["fastapi"] = ("asgi_app.main", "api", "app", "serving.uvicorn")
 SWITCHES = dotenv_values(ROOT / "deploy/dev.env")
 
 
@@ -67,7 +59,7 @@ class Processes:
         """The output of `supervisorctl ARGUMENTS`."""
         program = self.directory / ".venv/bin/supervisorctl"
         options = {"cwd": self.directory, "env": self.environ} | options
-        return run(program, "-c", "deploy/supervisord.conf", *arguments, **options)
+        return run(program, "-c", "deploy/process/supervisord.conf", *arguments, **options)
 
     def manage_django(self, arguments: str, **environ: str) -> str:
         """`make manage` in this copy."""
