@@ -14,7 +14,7 @@ import sys
 import gunicorn.glogging
 
 try:
-    from serving import health, logs, peers, settings, sizing
+    from serving import logs, peers, settings, sizing
 except ModuleNotFoundError as error:
     if error.name != "serving":
         raise
@@ -92,7 +92,6 @@ def on_starting(server):
         # A re-executed master (SIGUSR2) inherits the socket that it would find occupied.
         if server.cfg.settings["bind"].get() == [bind] and "GUNICORN_PID" not in os.environ:
             settings.require_free(host, int(port))
-        health.forget_drain()
     server.log.info("workers=%d (%s)", count, reason if count == workers else "command line")
 
 

@@ -1,1 +1,1 @@
-"""The ASGI application (main.py) and what starts Uvicorn for it (launcher.py)."""
+"""The FastAPI application, in main.py. What serves it is in serving/uvicorn/."""

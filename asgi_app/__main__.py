@@ -1,5 +1,6 @@
-"""`python -m asgi_app`: see launcher.py, which the worker processes can import."""
+"""The former name of the command that starts Uvicorn for the FastAPI application."""
 
-from asgi_app.launcher import main
+import sys
 
-main()
+print("python -m asgi_app is now: python -m serving.uvicorn", file=sys.stderr)
+sys.exit(2)

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import logging
+import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import Body, FastAPI, Query, Request, WebSocket
+from fastapi import Body, FastAPI, Query, Request, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -15,35 +18,41 @@ from pydantic import AfterValidator, JsonValue
 from starlette.exceptions import HTTPException
 
 from serving import settings
-from serving.asgi import Receive, Scope, Send, Service
+from serving.asgi import Service
 
-# Pages that may open the WebSocket: a browser names its page's origin, and no page can forge
-# it (RFC 6455, section 10.2). Unset: pages that this machine or, over TLS, our domain serves.
-ORIGINS = settings.words("WEBSOCKET_ORIGINS", "")
 DOMAIN = settings.text("DOMAIN", "localhost")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-MAX_BODY = 1024 * 1024  # bytes; a longer body gets 413
+# Bytes. A longer body is answered with 413.
+MAX_BODY = settings.size("MAX_BODY", 1024 * 1024)
 
-# What every route answers to a request that it does not take; `problem` below writes it.
-MEMBERS = {"title": {"type": "string"}, "status": {"type": "integer"}, "detail": {}}
-PROBLEM = {"schema": {"type": "object", "properties": MEMBERS, "required": [*MEMBERS]}}
-REFUSED: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "Problem document", "content": {"application/problem+json": PROBLEM}}
+PROBLEM_SCHEMA = {
+    "type": "object",
+    "properties": {"title": {"type": "string"}, "status": {"type": "integer"}, "detail": {}},
+    "required": ["title", "status", "detail"],
+}
+# Documents in /openapi.json what `problem` below sends.
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {
+        "description": "Problem document",
+        "content": {"application/problem+json": {"schema": PROBLEM_SCHEMA}},
+    }
 }
 
-api = FastAPI(title="fastapi", max_body_size=MAX_BODY, responses=REFUSED)
+logger = logging.getLogger(__name__)
+api = FastAPI(title="fastapi", max_body_size=MAX_BODY, responses=ERROR_RESPONSES)
+app = Service(api)
 
 
 @api.get("/")
 async def index(request: Request) -> dict[str, str]:
-    """Say what this is and who is asking."""
+    """Name this service, and the client as the service sees it."""
     client = request.client.host if request.client else ""
     return {"service": "fastapi", "client": client, "scheme": request.url.scheme}
 
 
-def encodable(document: JsonValue) -> JsonValue:
-    """Refuse half of a surrogate pair: JSON can write one, and the answer's UTF-8 can not."""
+def require_encodable(document: JsonValue) -> JsonValue:
+    """Reject an unpaired surrogate: JSON can contain one, but the response's UTF-8 cannot."""
     try:
         json.dumps(document, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -52,7 +61,9 @@ def encodable(document: JsonValue) -> JsonValue:
 
 
 @api.post("/echo")
-async def echo(document: Annotated[JsonValue, AfterValidator(encodable), Body()]) -> dict[str, JsonValue]:
+async def echo(
+    document: Annotated[JsonValue, AfterValidator(require_encodable), Body()],
+) -> dict[str, JsonValue]:
     """Return the request's JSON document."""
     return {"echo": document}
 
@@ -68,20 +79,28 @@ async def events(
         yield ServerSentEvent(data=number, id=str(number))
 
 
-@api.websocket("/ws")
-async def websocket(socket: WebSocket) -> None:
-    """Echo text and binary messages; uvicorn.json bounds their size and the silence."""
-    origin = socket.headers.get("origin")
-    # No origin: no browser, so there is no foreign page to protect a user from.
-    if origin is not None and not allowed(origin):
-        return await socket.close()  # before accepting: the handshake is answered with 403
-    await socket.accept()
-    while (message := await socket.receive())["type"] == "websocket.receive":
-        await socket.send({**message, "type": "websocket.send"})
+def normalized_origin(value: str) -> str:
+    """An origin as browsers send it: in lower case, without a path and without the default port.
+
+    Raises SettingError for anything that is not an origin.
+    """
+    found = re.fullmatch(r"(https?)://([^/?#@\s]+?)(:[0-9]+)?/?", value.lower())
+    if not found:
+        settings.refuse("WEBSOCKET_ORIGINS", value, "origins such as https://app.example.com")
+    scheme, host, port = found[1], found[2], found[3] or ""
+    return f"{scheme}://{host}" + ("" if port == {"http": ":80", "https": ":443"}[scheme] else port)
 
 
-def allowed(origin: str) -> bool:
-    """Whether a page of this origin may open the WebSocket."""
+# Origins whose pages may open the WebSocket. Unset: pages on this machine, and pages that our
+# domain or its subdomains serve over TLS.
+ORIGINS = [normalized_origin(word) for word in settings.words("WEBSOCKET_ORIGINS", "")]
+
+
+def is_allowed(origin: str) -> bool:
+    """Whether a page of this origin may open the WebSocket.
+
+    A browser sends the origin of the page, and no page can change it (RFC 6455, section 10.2).
+    """
     if ORIGINS:
         return origin in ORIGINS
     try:
@@ -91,6 +110,21 @@ def allowed(origin: str) -> bool:
     return host in LOOPBACK or (scheme == "https" and f".{host}".endswith(f".{DOMAIN}"))
 
 
+@api.websocket("/ws")
+async def websocket(socket: WebSocket) -> None:
+    """Echo text and binary messages; uvicorn.json limits their size and the idle time."""
+    origin = socket.headers.get("origin")
+    # A client without an origin is not a browser, so there is no foreign page to protect against.
+    if origin is not None and not is_allowed(origin):
+        logger.warning("WebSocket refused: origin %.200r is not allowed", origin)
+        await socket.close()  # before `accept`: the handshake is answered with 403
+        return
+    await socket.accept()
+    with suppress(WebSocketDisconnect):  # a client may leave before its echo
+        while (message := await socket.receive())["type"] == "websocket.receive":
+            await socket.send({**message, "type": "websocket.send"})
+
+
 def problem(status: int, detail: Any, headers: Any = None) -> JSONResponse:
     """An error as a problem document (RFC 9457)."""
     content = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
@@ -98,32 +132,20 @@ def problem(status: int, detail: Any, headers: Any = None) -> JSONResponse:
 
 
 @api.exception_handler(HTTPException)
-async def refused(request: Request, error: HTTPException) -> JSONResponse:
-    """404, 405, 413 and whatever a route raises."""
+async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+    """404, 405, 413 and every HTTPException of a route."""
     return problem(error.status_code, error.detail, error.headers)
 
 
 @api.exception_handler(RequestValidationError)
-async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-    """400 for what is no JSON, 422 for the wrong shape; never the refused input itself."""
+async def invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
+    """400 for a body that is not JSON, 422 for the wrong shape, without repeating the input."""
     errors = [{"at": ".".join(map(str, item["loc"])), "is": item["msg"]} for item in error.errors()]
     malformed = any(item["type"] == "json_invalid" for item in error.errors())
     return problem(400 if malformed else 422, errors)
 
 
 @api.exception_handler(Exception)
-async def failed(request: Request, error: Exception) -> JSONResponse:
-    """Anything unforeseen; Starlette raises it again, and the server logs its traceback."""
+async def server_error(request: Request, error: Exception) -> JSONResponse:
+    """Any other exception. Starlette raises it again, and the server logs the traceback."""
     return problem(500, "The server could not answer this request.")
-
-
-async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
-    """Refuse a body that announces itself as too long; FastAPI alone would do it in plain text."""
-    if scope["type"] == "http":
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        if length.isdigit() and int(length) > MAX_BODY:
-            return await problem(413, f"At most {MAX_BODY} bytes.")(scope, receive, send)
-    await api(scope, receive, send)
-
-
-app = Service(bounded)

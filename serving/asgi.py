@@ -17,6 +17,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _FORWARDED = frozenset(name.encode() for name in peers.FORWARDED)
 _REQUEST_ID = b"x-request-id"
+_RESPONSES = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+_WEBSOCKET_STATUS = {"websocket.accept": 101, "websocket.close": 403}
 _SECURE = {"http": "https", "websocket": "wss"}
 
 
@@ -25,7 +27,7 @@ class Service:
 
     def __init__(self, app: Application, checks: Mapping[str, Callable[[], Awaitable[Any]]] | None = None):
         self.app = app
-        self.checks = checks or {}
+        self.checks = health.AsyncChecks(checks or {})
         self.trusted = peers.trusted()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,17 +42,25 @@ class Service:
         peers.request_id.set(identity)
         header = (_REQUEST_ID, identity.encode())
         scope["headers"].append(header)
+        logged = False
 
         async def respond(message: Message) -> None:
+            nonlocal logged
             event = message["type"]
-            if event in ("http.response.start", "websocket.accept"):
-                headers = message["headers"] = [*message.get("headers", ()), header]
-                status = message.get("status", 101)
-                size = next((value.decode() for name, value in headers if name == b"content-length"), "-")
-                log(scope, status, size, perf_counter() - start)
+            if event in _RESPONSES:
+                message["headers"] = [*message.get("headers", ()), header]
+            # `websocket.close` without `websocket.accept` before it is a refused handshake.
+            if not logged and (event in _RESPONSES or event == "websocket.close"):
+                logged = True
+                log(scope, message, perf_counter() - start)
             await send(message)
 
-        return await self.app(scope, receive, respond)
+        if scope.get("method") == "HEAD":
+            # HEAD is GET without a body (RFC 9110, section 9.3.2), also where a framework answers
+            # it with 405. The server keeps the original scope.
+            await self.app({**scope, "method": "GET"}, receive, without_body(respond))
+        else:
+            await self.app(scope, receive, respond)
 
     def identify(self, scope: Scope) -> str:
         """Correct address and scheme in place from a trusted peer's headers; the request's id."""
@@ -79,22 +89,36 @@ class Service:
 
     async def probe(self, path: str, send: Send) -> None:
         """Answer /livez or /readyz."""
-        failures: dict[str, Exception] = {}
-        if path == health.READY:
-            for name, check in self.checks.items():
-                try:
-                    await check()
-                except Exception as error:  # noqa: BLE001  whatever a dependency raises
-                    failures[name] = error
-        status, body = health.answer(path, failures)
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        headers.append((b"cache-control", b"no-store"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        failures = await self.checks.failures() if path == health.READY else {}
+        status, headers, body = health.answer(path, failures)
+        encoded = [(name.lower().encode(), value.encode()) for name, value in headers]
+        await send({"type": "http.response.start", "status": status, "headers": encoded})
         await send({"type": "http.response.body", "body": body})
 
 
-def log(scope: Scope, status: int, size: str, seconds: float) -> None:
+def without_body(send: Send) -> Send:
+    """Send the status and the headers, end the response where its body begins, and drop the body.
+
+    The server then reports a disconnect, which ends an application that streams.
+    """
+    ended = False
+
+    async def send_head(message: Message) -> None:
+        nonlocal ended
+        if message["type"] != "http.response.body":
+            await send(message)
+        elif not ended:
+            ended = True
+            await send({"type": "http.response.body", "body": b""})
+
+    return send_head
+
+
+def log(scope: Scope, message: Message, seconds: float) -> None:
     """Write the access line when the response starts: a stream may have no end."""
     client = scope["client"][0] if scope.get("client") else "-"
     query = scope["query_string"].decode("latin-1")
+    status = message.get("status") or _WEBSOCKET_STATUS[message["type"]]
+    headers = message.get("headers", ())
+    size = next((value.decode("latin-1") for name, value in headers if name == b"content-length"), "-")
     logs.access(client, scope.get("method", "GET"), scope["path"], query, status, size, seconds)

@@ -1,19 +1,21 @@
-"""Liveness, readiness, the drain flag, and the probe that asks for them.
+"""Liveness, readiness, the drain flag, and the checks of an application's dependencies.
 
-`python -m serving.health [--wait SECONDS] [URL ...]` exits 0 when every URL answers below
-400. Without a URL it asks this container's own /readyz. With --drain it sets the flag, and
-returns when a proxy has seen it: the server can be stopped now.
+`python -m serving.health [--wait SECONDS] URL ...` exits 0 when every URL answers below 400.
+A container's own health check is serving/probe.py, which costs less than an interpreter with
+these imports.
 """
 
 import argparse
+import asyncio
 import json
 import logging
+import mmap
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http.client import HTTPException
-from pathlib import Path
-from tempfile import gettempdir
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
@@ -22,43 +24,177 @@ from serving import settings
 LIVE, READY = "/livez", "/readyz"
 PATHS = (LIVE, READY)
 
-# Seconds; compose gives up on a probe after its own, longer timeout.
+# Seconds that `python -m serving.health` waits for one answer.
 PROBE_TIMEOUT = 4
 
-# Seconds in which a proxy surely asks again; ours asks twice a second.
-NOTICED = 2
+# Seconds in which the checks must answer, and seconds that their result may be used again.
+CHECK_TIMEOUT, CHECK_CACHED = 3.0, 1.0
+
+NO_ANSWER = f"no answer within {CHECK_TIMEOUT:g} s"
 
 logger = logging.getLogger(__name__)
 
-
-def drain_file() -> Path:
-    """While this file exists /readyz answers 503, so that a proxy stops sending requests."""
-    return Path(settings.text("DRAIN_FILE", f"{gettempdir()}/draining"))
-
-
-def forget_drain() -> None:
-    """Remove the flag that an earlier run left behind. A server calls it when it starts."""
-    drain_file().unlink(missing_ok=True)
+# One byte of anonymous memory. A forked worker shares it with its parent, so that the parent's
+# drain is visible in every worker without a file; a full disk cannot prevent a drain.
+_draining = mmap.mmap(-1, 1)
 
 
-def answer(path: str, failures: Mapping[str, Exception]) -> tuple[int, bytes]:
-    """Status and JSON body of a probe; `failures` are the dependencies that did not answer.
+def start_drain() -> None:
+    """Answer /readyz with 503 from now on, in this process and in those that it forked."""
+    _draining[0] = 1
 
-    Names and exception types only: a message could hold an address or a password.
+
+def draining() -> bool:
+    """Whether this server is about to stop."""
+    return _draining[0] == 1
+
+
+def drain_seconds() -> int:
+    """DRAIN_SECONDS: how long a server goes on serving after SIGTERM, unready, before it stops."""
+    return settings.integer("DRAIN_SECONDS", 0, minimum=0, maximum=300)
+
+
+class Results:
+    """The result of an application's checks, and when it was found. See Checks and AsyncChecks.
+
+    At most one run at a time; its result counts for CHECK_CACHED seconds. A check that has not
+    answered within CHECK_TIMEOUT has failed, also when it succeeds afterwards. While such a check
+    is still running, or was the last one, a probe is answered immediately: it does not wait again.
     """
-    failed = {name: type(error).__name__ for name, error in failures.items()}
-    for name, error in failures.items():
-        logger.warning("not ready: %s: %s", name, error)
-    if path == READY and drain_file().exists():
+
+    def __init__(self, checks: Mapping[str, Callable[[], Any]]) -> None:
+        self.checks = dict(checks)
+        self.current = ""  # the check that is running
+        self.started = self.finished = float("-inf")
+        self.running = self.late = False
+        self.failures: dict[str, str] = {}
+
+    def start(self) -> bool:
+        """Whether the caller has to run the checks, because no result is recent and no run goes on."""
+        now = time.monotonic()
+        if self.running or now - self.finished < CHECK_CACHED:
+            return False
+        self.started, self.running = now, True
+        return True
+
+    def patience(self) -> float:
+        """Seconds that a probe may wait for the run that goes on."""
+        if not self.running or self.late:
+            return 0
+        return max(0, self.started + CHECK_TIMEOUT - time.monotonic())
+
+    def time_out(self) -> None:
+        """Count the check that is still running as failed."""
+        if self.running and not self.late and time.monotonic() - self.started >= CHECK_TIMEOUT:
+            self.late = True
+            self.failures = {self.current: NO_ANSWER}
+            logger.warning("not ready: %s: %s", self.current, NO_ANSWER)
+
+    def finish(self, errors: Mapping[str, Exception]) -> None:
+        """Take the result of the run that ends now."""
+        self.finished, self.running = time.monotonic(), False
+        if self.finished - self.started >= CHECK_TIMEOUT:
+            self.late = True
+            self.failures = self.failures or {self.current: NO_ANSWER}
+            return
+        self.late = False
+        for name, error in errors.items():
+            logger.warning("not ready: %s: %s", name, error)
+        # The type only: a message could contain an address or a password, and /readyz is public.
+        self.failures = {name: type(error).__name__ for name, error in errors.items()}
+
+
+class Checks:
+    """Checks as functions that raise, run in one daemon thread, which never is one that serves."""
+
+    def __init__(self, checks: Mapping[str, Callable[[], Any]]) -> None:
+        self._results = Results(checks)
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def failures(self) -> dict[str, str]:
+        """The checks that failed and why; waits for at most CHECK_TIMEOUT seconds."""
+        results = self._results
+        if not results.checks:
+            return {}
+        with self._changed:
+            if results.start():
+                # Not earlier: a thread does not survive the fork of a worker.
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._work, name="checks", daemon=True)
+                    self._thread.start()
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: not results.running, results.patience())
+            results.time_out()
+            return dict(results.failures)
+
+    def _work(self) -> None:
+        """Run the checks whenever `failures` asks for it. One thread, one database connection."""
+        results = self._results
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: results.running)
+            errors: dict[str, Exception] = {}
+            for name, check in results.checks.items():
+                results.current = name
+                try:
+                    check()
+                except Exception as error:  # noqa: BLE001  a dependency may raise anything
+                    errors[name] = error
+            with self._changed:
+                results.finish(errors)
+                self._changed.notify_all()
+
+
+class AsyncChecks:
+    """Checks as coroutine functions that raise, run in one task of the event loop that asks."""
+
+    def __init__(self, checks: Mapping[str, Callable[[], Awaitable[Any]]]) -> None:
+        self._results = Results(checks)
+        self._task: asyncio.Task[None] | None = None
+
+    async def failures(self) -> dict[str, str]:
+        """The checks that failed and why; waits for at most CHECK_TIMEOUT seconds."""
+        results = self._results
+        if not results.checks:
+            return {}
+        if results.start():
+            self._task = asyncio.create_task(self._run())
+        if self._task is not None and (patience := results.patience()):
+            await asyncio.wait([self._task], timeout=patience)
+        results.time_out()
+        return dict(results.failures)
+
+    async def _run(self) -> None:
+        results = self._results
+        errors: dict[str, Exception] = {}
+        for name, check in results.checks.items():
+            results.current = name
+            try:
+                await check()
+            except Exception as error:  # noqa: BLE001  a dependency may raise anything
+                errors[name] = error
+        results.finish(errors)
+
+
+def answer(path: str, failures: Mapping[str, str]) -> tuple[int, list[tuple[str, str]], bytes]:
+    """Status, headers and JSON body of a probe; `failures` are the checks that failed, and why."""
+    failed = dict(failures)
+    if path == READY and draining():
         failed["draining"] = "stopping"
-    status = 503 if failed else 200
-    return status, json.dumps({"status": "unready" if failed else "ok", "failed": failed}).encode()
+    body = json.dumps({"status": "unready" if failed else "ok", "failed": failed}).encode()
+    headers = [
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))),
+        ("Cache-Control", "no-store"),
+    ]
+    return 503 if failed else 200, headers, body
 
 
-def probe(url: str) -> str:
-    """Ask once; "" when the answer is below 400, else what was wrong."""
+def ask(url: str) -> str:
+    """Ask once; "" when the answer is below 400, otherwise what was wrong."""
     try:
-        # No proxy from the environment: a probe asks its own machine.
+        # Without the proxy variables: a probe asks its own machine.
         with build_opener(ProxyHandler({})).open(url, timeout=PROBE_TIMEOUT):
             return ""
     except HTTPError as error:
@@ -70,20 +206,15 @@ def probe(url: str) -> str:
 def main() -> None:
     """The command line; exits with the first failure's text."""
     parser = argparse.ArgumentParser(prog="python -m serving.health", description=__doc__)
-    parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="ask again until then")
-    parser.add_argument("--drain", action="store_true", help="be unready until the server starts again")
-    own = f"http://127.0.0.1:{settings.text('PORT', '8000')}{READY}"
-    parser.add_argument("url", nargs="*", default=[own])
+    parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="ask again for so long")
+    parser.add_argument("--drain", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("url", nargs="*")
     arguments = parser.parse_args()
     if arguments.drain:
-        drain_file().touch()
-        # A busy server answers late, a proxy as well.
-        while not any(map(probe, arguments.url)):
-            time.sleep(0.2)
-        return time.sleep(NOTICED)
+        parser.error("--drain is gone: SIGTERM drains without it, for DRAIN_SECONDS")
     deadline = time.monotonic() + arguments.wait
-    for url in arguments.url:
-        while failure := probe(url):
+    for url in arguments.url or [f"http://127.0.0.1:{settings.text('PORT', '8000')}{READY}"]:
+        while failure := ask(url):
             if time.monotonic() > deadline:
                 sys.exit(failure)
             time.sleep(0.2)

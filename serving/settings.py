@@ -4,10 +4,11 @@ An empty variable counts as unset, because Compose passes `NAME=` for a bare `NA
 """
 
 import os
+import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, overload
 
 
 class SettingError(SystemExit):
@@ -28,6 +29,12 @@ def text(name: str, default: str = "") -> str:
     return os.environ.get(name, "").strip() or default
 
 
+@overload
+def integer(name: str, default: int, *, minimum: int, maximum: int) -> int: ...
+@overload
+def integer(name: str, default: None, *, minimum: int, maximum: int) -> int | None: ...
+
+
 def integer(name: str, default: int | None, *, minimum: int, maximum: int) -> int | None:
     """A whole number from `minimum` to `maximum`, or `default`.
 
@@ -39,6 +46,26 @@ def integer(name: str, default: int | None, *, minimum: int, maximum: int) -> in
     if not (value.isascii() and value.isdigit() and minimum <= int(value) <= maximum):
         refuse(name, value, f"a whole number from {minimum} to {maximum}")
     return int(value)
+
+
+def size(name: str, default: int) -> int:
+    """A number of bytes such as 1048576, 512KiB, 1MiB or 2GiB, or `default`.
+
+    Raises SettingError for anything else, and for no bytes at all.
+    """
+    value = text(name)
+    if not value:
+        return default
+    units = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    found = re.fullmatch(r"([0-9]{1,12})(KiB|MiB|GiB|)", value)
+    if not found or not int(found[1]):
+        refuse(name, value, "a whole number of bytes, or of KiB, MiB or GiB, such as 1MiB")
+    return int(found[1]) * units[found[2]]
+
+
+def request_timeout() -> int:
+    """REQUEST_TIMEOUT: the seconds within which a response must begin."""
+    return integer("REQUEST_TIMEOUT", 20, minimum=1, maximum=3600)
 
 
 def choice(name: str, options: Sequence[str], default: str) -> str:

@@ -18,7 +18,7 @@ class Service:
 
     def __init__(self, app: WSGIApplication, checks: Mapping[str, Callable[[], Any]] | None = None):
         self.app = app
-        self.checks = checks or {}
+        self.checks = health.Checks(checks or {})
         self.trusted = peers.trusted()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -51,16 +51,9 @@ class Service:
 
     def probe(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer /livez or /readyz."""
-        failures: dict[str, Exception] = {}
-        if environ["PATH_INFO"] == health.READY:
-            for name, check in self.checks.items():
-                try:
-                    check()
-                except Exception as error:  # noqa: BLE001  whatever a dependency raises
-                    failures[name] = error
-        status, body = health.answer(environ["PATH_INFO"], failures)
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        headers.append(("Cache-Control", "no-store"))
+        path = environ["PATH_INFO"]
+        failures = self.checks.failures() if path == health.READY else {}
+        status, headers, body = health.answer(path, failures)
         start_response("200 OK" if status == 200 else "503 Service Unavailable", headers)
         return [body]
 

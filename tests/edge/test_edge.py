@@ -280,7 +280,7 @@ def test_our_edge_keeps_every_promise_over_tls(containers: Containers, tmp_path:
     }
     for service, expected in missing.items():
         url = f"https://{service}.localhost:{containers.ports['EDGE_HTTPS_PORT']}"
-        command = (sys.executable, "-m", "tests.smoke", url)
+        command = (sys.executable, "-m", "checks.smoke", url)
         lines = run(*command, env=os.environ | {"CA": str(root)}).splitlines()
         spared = {
             line.removeprefix("not applicable  ").partition(":")[0] for line in lines if "not app" in line

@@ -17,8 +17,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from checks.doctor import seconds
 from serving import health
-from serving.doctor import seconds
 from tests.support.commands import HOUSEKEEPING, ROOT, answers, poll, run
 from tests.support.containers import Containers
 from tests.support.files import CADDYFILE, COMMANDS, edge, long_running
@@ -51,7 +51,7 @@ async def asgi(scope, receive, send):
 
 application = asgi if inspect.iscoroutinefunction(type(app).__call__) else wsgi
 """
-HYBRID = ("serving.gunicorn", "--worker-class", "asgi_app.worker.Worker")
+HYBRID = ("serving.gunicorn", "--worker-class", "serving.uvicorn.worker.Worker")
 WITNESSED = {
     "django": (("serving.gunicorn",), "wsgi_app.django_site.wsgi"),
     "flask": (("serving.gunicorn",), "wsgi_app.flask_site"),

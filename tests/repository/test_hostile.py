@@ -280,7 +280,7 @@ def test_fifty_megabytes_are_refused_past_the_edge_too(containers: Containers) -
 
 def test_the_openapi_document_tells_the_truth() -> None:
     """Schemathesis finds no 5xx and no answer that FastAPI's document does not have; /events has no end."""
-    with Server("asgi_app", WEB_CONCURRENCY="1") as server:
+    with Server("serving.uvicorn", WEB_CONCURRENCY="1") as server:
         server.wait()
         program = Path(sys.executable).parent / "schemathesis"
         options = ("--checks", "all", "--max-examples", "40", "--exclude-path", "/events", "--no-color")

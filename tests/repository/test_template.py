@@ -27,9 +27,10 @@ TRACES = {
 # Where such a word is about any project: these look at others' files, answers, log lines.
 ALLOWED = {
     ".copier-answers.yml": "edge|hybrid",
-    "serving/doctor.py": ".*",
-    "serving/project.py": ".*",
-    "tests/smoke.py": "caddy",
+    "checks/doctor.py": ".*",
+    "checks/project.py": ".*",
+    "checks/servers.py": ".*",
+    "checks/smoke.py": ".*",
     "tests/containers/test_containers.py": "serving.gunicorn",
 }
 # What is improved in the template after v0.1.0: file, what stands there, what comes instead.

@@ -2,7 +2,6 @@
 
 import re
 import resource
-import socket
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -14,28 +13,25 @@ from websockets.sync.client import connect
 
 from tests.support.commands import poll, run
 from tests.support.containers import Containers
+from tests.support.fastapi_websocket import (
+    BINARY,
+    CLOSE,
+    FIN,
+    PING,
+    PONG,
+    RSV1,
+    RSV2,
+    RSV3,
+    TEXT,
+    closing,
+    frame,
+    handshake,
+)
 from tests.support.servers import Server
 
 MEBIBYTE = 1024 * 1024
-TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 
 
-def frame(first: int, payload: bytes = b"", masked: bool = True, length: int | None = None) -> bytes:
-    """A frame with this first byte (FIN, reserved bits, opcode); `length` to claim another one."""
-    size = len(payload) if length is None else length
-    mask, key = (0x80, b"\1\2\3\4") if masked else (0, b"")
-    if size < 126:
-        head = struct.pack("!BB", first, mask | size)
-    elif size < 1 << 16:
-        head = struct.pack("!BBH", first, mask | 126, size)
-    else:
-        head = struct.pack("!BBQ", first, mask | 127, size)
-    if masked:
-        payload = bytes(byte ^ key[n % 4] for n, byte in enumerate(payload))
-    return head + key + payload
-
-
-FIN, RSV1, RSV2, RSV3 = 0x80, 0x40, 0x20, 0x10
 VIOLATIONS: dict[str, tuple[bytes, set[int]]] = {
     "no mask": (frame(FIN | TEXT, b"a", masked=False), {1002}),
     "reserved bit 1": (frame(FIN | RSV1 | TEXT, b"a"), {1002}),
@@ -68,37 +64,6 @@ VIOLATIONS: dict[str, tuple[bytes, set[int]]] = {
         for code in (0, 999, 1004, 1005, 1006, 1016, 2999, 5000, 65535)
     },
 }
-
-
-def handshake(url: str, *headers: str) -> tuple[socket.socket, str]:
-    """A connection after its handshake, and the head of the answer."""
-    name = url.removeprefix("http://")
-    host, port = name.split(":")
-    client = socket.create_connection((host, int(port)), timeout=20)
-    lines = (
-        "GET /ws HTTP/1.1",
-        f"Host: {name}",
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-        "Sec-WebSocket-Version: 13",
-        *headers,
-    )
-    client.sendall("".join(f"{line}\r\n" for line in (*lines, "")).encode())
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        head += client.recv(4096) or pytest.fail(f"closed after {head!r}")
-    assert head.startswith(b"HTTP/1.1 101 "), head
-    return client, head.decode().lower()
-
-
-def closing(client: socket.socket) -> int | None:
-    """The code of the close frame that comes; None when the connection ends or stays without one."""
-    data = b""
-    with suppress(OSError):
-        while len(data) < 4 and (chunk := client.recv(65536)):
-            data += chunk
-    return struct.unpack("!H", data[2:4])[0] if data[:1] == b"\x88" and len(data) > 3 else None
 
 
 def codes(url: str) -> dict[str, int | None]:
@@ -157,7 +122,7 @@ def test_nothing_is_unpacked(services: dict[str, str]) -> None:
 def test_a_dead_peer_is_let_go() -> None:
     """Who answers no ping is closed with 1011, and its socket freed; who answers stays."""
     environ = {"WEB_CONCURRENCY": "1", "UVICORN_WS_PING_INTERVAL": "1", "UVICORN_WS_PING_TIMEOUT": "1"}
-    with Server("asgi_app", **environ) as server:
+    with Server("serving.uvicorn", **environ) as server:
         server.wait()
         with connect(server.url.replace("http", "ws", 1) + "/ws", proxy=None) as alive:
             before = sockets(server)

@@ -12,7 +12,7 @@ from tests.support.servers import Server
 
 SERVERS = {
     "flask": ("serving.gunicorn", "wsgi_app.flask_site"),
-    "fastapi": ("asgi_app",),
+    "fastapi": ("serving.uvicorn",),
 }
 
 

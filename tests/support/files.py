@@ -2,8 +2,9 @@
 
 import re
 from functools import cache
+from pathlib import Path
 
-from serving.project import Process, Project, has_compose
+from checks.project import Container, Project, has_compose
 from tests.support.commands import ROOT, lacking
 
 CADDYFILE = (ROOT / "deploy/edge/Caddyfile").read_text()
@@ -21,11 +22,12 @@ COMMANDS = [
 
 
 @cache
-def processes() -> dict[str, Process]:
+def processes() -> dict[str, Container]:
     """What our files would run with nothing set, by service."""
     if not has_compose():
         lacking("no Docker Compose to resolve docker-compose.yml with")
-    return {p.name: p for p in Project(ROOT, "--env-file", "/dev/null").processes}
+    project = Project(ROOT, env_file=Path("/dev/null"))
+    return {container.name: container for container in project.containers}
 
 
 def edge(option: str) -> str:
@@ -37,4 +39,4 @@ def edge(option: str) -> str:
 
 def long_running() -> dict[str, dict]:
     """The services that stay."""
-    return {name: process.service for name, process in processes().items() if process.stays}
+    return {name: it.definition for name, it in processes().items() if it.is_long_running}

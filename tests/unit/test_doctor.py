@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from serving.project import Project, has_compose
 
 from serving.doctor import findings
-from serving.project import Project, has_compose
 from tests.support.commands import HOUSEKEEPING, ROOT, lacking, run
 
 COMPOSE, GUNICORN, DOCKERFILE, UVICORN = (
@@ -64,7 +64,7 @@ BROKEN = [
         GUNICORN,
         '"WORKLOAD") == "asyncio"',
         '"WORKLOAD") == "io"',
-        "max_requests=10000: must be 0 with Dockerfile: CMD: worker_class=asgi_app.worker.Worker",
+        "max_requests=10000: must be 0 with Dockerfile: CMD: worker_class=serving.uvicorn.worker.Worker",
     ),
     (
         GUNICORN,
