@@ -6,7 +6,7 @@ ARG PYTHON_IMAGE=python:3.14-slim EDGE_IMAGE=caddy:2
 FROM ${EDGE_IMAGE} AS edge
 RUN chown -R 10001:10001 /data
 USER 10001:10001
-COPY --chmod=0444 deploy/edge/Caddyfile /etc/caddy/
+COPY --chmod=0755 deploy/edge/ /etc/caddy/
 
 # copier: endif
 FROM ${PYTHON_IMAGE} AS base
