@@ -305,11 +305,11 @@ def test_files_that_are_copied_have_short_lines(name: str) -> None:
 
 
 def test_the_first_view_stays_small() -> None:
-    """Eighteen names that `ls` shows, a README of 130 lines, a Makefile of 110."""
+    """Nineteen names that `ls` shows, a README of 130 lines, a Makefile of 110."""
     names = {
         line.split("/")[0] for line in run("git", "ls-files").splitlines() if not re.match('"?[.]', line)
     }
-    assert len(names) <= 18, sorted(names)
+    assert len(names) <= 19, sorted(names)
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
     assert len((ROOT / "Makefile").read_text().splitlines()) <= 110
 
