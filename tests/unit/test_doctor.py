@@ -2,18 +2,16 @@
 
 from pathlib import Path
 
-import pytest
-
 from checks.doctor import findings
 from checks.project import Project, has_compose
 from tests.support.commands import ROOT, lacking
 
 
-def examined() -> Project:
-    """The files as they are without a .env; without findings, and nothing that was not checked."""
+def examined(env_file: Path) -> Project:
+    """The project with this .env; it has no finding, and every file that is here was read."""
     if not has_compose():
         lacking("no Docker Compose to resolve docker-compose.yml with")
-    project = Project(ROOT, env_file=Path("/dev/null"))
+    project = Project(ROOT, env_file=env_file)
     missing = [reason for reason in project.not_checked if not reason.endswith(": not here")]
     assert findings(project) + missing == []
     return project
@@ -21,15 +19,14 @@ def examined() -> Project:
 
 def test_our_own_files_agree() -> None:
     """Every application has a server whose settings were read."""
-    servers = [it for it in examined().containers if it.is_long_running and not it.is_proxy]
+    servers = [it for it in examined(Path("/dev/null")).containers if it.is_long_running and not it.is_proxy]
     assert servers
     assert [it.name for it in servers if it.server is None] == []
 
 
-# The hybrid of FastAPI.
-def test_our_own_files_agree_about_the_fastapi_hybrid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_files_agree_about_the_fastapi_hybrid(tmp_path: Path) -> None:
     """FASTAPI_TARGET=fastapi-hybrid: Gunicorn's settings and those of Uvicorn in its workers."""
-    monkeypatch.setenv("FASTAPI_TARGET", "fastapi-hybrid")
-    (hybrid,) = (it for it in examined().containers if it.name == "fastapi")
+    (tmp_path / ".env").write_text("FASTAPI_TARGET=fastapi-hybrid\n")
+    (hybrid,) = (it for it in examined(tmp_path / ".env").containers if it.name == "fastapi")
     assert hybrid.gunicorn is not None
     assert hybrid.uvicorn is not None
