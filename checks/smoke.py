@@ -43,7 +43,7 @@ CHECKS: dict[str, Check] = {}
 # The line of this repository that a broken check is about: a file, and how the line begins.
 PLACES = {
     "health": ("serving/health.py", "PATHS = "),
-    "request id": ("serving/peers.py", "def new_request_id"),
+    "request id": ("serving/peers.py", "def request_id_for"),
     "keep-alive": ("gunicorn.conf.py", "worker_class = "),
     "static files": ("wsgi_app/django_site/settings.py", '"whitenoise.middleware'),
     "errors": ("wsgi_app/django_site/settings.py", "DEBUG = "),

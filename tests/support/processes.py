@@ -7,18 +7,18 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-# What `make up` runs: service -> what follows `python -m`.
-from deploy.process.__main__ import SERVERS as PROGRAMS
+from deploy.process.servers import SERVICES, TARGETS
 from tests.support.commands import HOUSEKEEPING, ROOT, STARTED, answers, free_port, last_lines, poll, run
 from tests.support.containers import Containers
 
+# What `make up` runs: service -> what follows `python -m`.
+PROGRAMS = {name: tuple(TARGETS[name].split()[2:]) for name in SERVICES}
 # A file of each service, something in it that its page shows, and the same thing edited.
 EDITS = {
     "django": ("wsgi_app/django_site/models.py", "author = models.CharField(", '"edited", '),
     "flask": ("wsgi_app/flask_site/__init__.py", 'service="flask', "-edited"),
     "fastapi": ("asgi_app/main.py", '"service": "fastapi', "-edited"),
 }
-EDITS["fastapi-hybrid"] = EDITS["fastapi"]
 # The services that answer JSON and keep no data: a module, the framework's object in it, the object
 # that is served, and what serves it.
 JSON: dict[str, tuple[str, str, str, str]] = {}

@@ -25,7 +25,7 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=cwd,
-            env=base | {"PORT": str(self.port), "DRAIN_FILE": self._log.name + ".draining"} | environ,
+            env=base | {"HOST": "127.0.0.1", "PORT": str(self.port)} | environ,
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
