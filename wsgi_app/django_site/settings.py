@@ -119,7 +119,7 @@ MIDDLEWARE = [
     "wsgi_app.django_site.middleware.secure_cookies",
     "django.middleware.security.SecurityMiddleware",
     # Right behind it: a static file needs nothing of what follows.
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "wsgi_app.django_site.static_files.StaticFilesMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
