@@ -159,7 +159,10 @@ def test_asyncio_workers_answer_too(worker_class: str, status: int, tmp_path: Pa
     (tmp_path / "app.py").write_text(ASGI)
     command = ("serving.gunicorn", "--worker-class", worker_class, "--workers", "1", "app:app")
     with Server(*command, PYTHONPATH=str(tmp_path), WORKLOAD="asyncio").wait() as server:
-        assert httpx2.get(server.url + "/x?token=hunter2", trust_env=False).status_code == 500
+        answer = httpx2.get(server.url + "/x?token=hunter2", trust_env=False)
+        assert answer.status_code == 500
+        (line,) = lines(server, rf"INFO .*\[{answer.headers['x-request-id']}\]")
+        assert '"GET /x?token=*" 500 ' in line
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
             client.sendall(b"nonsense\r\n\r\n")
             assert client.recv(65536).startswith(f"HTTP/1.1 {status} ".encode())
