@@ -1,7 +1,7 @@
-"""`make bench`: speed, memory and errors of every mode; what workers bring; what is lost.
+"""`make bench`: speed, memory and errors of every mode, by number of workers, and lost requests.
 
-The modes take turns over several rounds, so that a slow minute of the machine hits all of
-them; medians count, and the ratios between them, never a single figure.
+The modes take turns over several rounds, so that a slow minute of the machine affects all of
+them. Compare medians and the ratios between them, never single figures.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from bench.modes import MODES, ROOT, Mode
 
 CONNECTIONS = 64
 PACKAGES = ("django", "fastapi", "flask", "granian", "gunicorn", "httptools", "uvicorn", "uvloop")
-# A turn in which anything else used more than this share of the CPUs is repeated, twice at most.
+# A turn is repeated, twice at most, when other programs used more than this share of the CPUs.
 DISTURBED, TRIES = 0.15, 3
 UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
@@ -37,7 +38,7 @@ def load(url: str, seconds: float) -> dict[str, float]:
     rate = re.search(r"Requests/sec: +([\d.]+)", output)
     p99 = re.search(r"99% +([\d.]+)(us|ms|s)", output)
     if rate is None or p99 is None:
-        raise RuntimeError(f"wrk said:\n{output}")
+        raise RuntimeError(f"unexpected output of wrk:\n{output}")
     refused = re.findall(r"(?:Non-2xx or 3xx responses:|connect|read|write|timeout) (\d+)", output)
     milliseconds = float(p99[1]) * UNITS[p99[2]]
     return {"rate": float(rate[1]), "p99": milliseconds, "errors": sum(int(count) for count in refused)}
@@ -52,7 +53,7 @@ def busy() -> float:
 
 
 def measure(mode: Mode, seconds: float, *, tries: int = TRIES, equal: bool = True) -> dict[str, float]:
-    """One turn of one mode: start, warm up, load, weigh, stop; again, when others disturbed it."""
+    """One turn of one mode: start, warm up, load, measure, stop. Repeated when other programs disturb it."""
     turns = []
     for _ in range(tries):
         with mode.running(equal=equal) as server:
@@ -99,7 +100,7 @@ def summary(mode: Mode, turns: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def say(line: str) -> None:
-    """A line of progress, beside the output."""
+    """Print a line of progress to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -118,7 +119,7 @@ def in_turns(modes: list[Mode], rounds: int, seconds: float) -> list[dict[str, A
                 verbatim[mode.name].append(measure(mode, seconds, equal=False)["rate"])
             progress = f"round {turn + 1}/{rounds}, {number}/{len(modes)}"
             last = turns[mode.name][-1]
-            noise = f"  (others took {last['foreign']:.0%})" if last["foreign"] >= DISTURBED else ""
+            noise = f"  (other programs used {last['foreign']:.0%})" if last["foreign"] >= DISTURBED else ""
             say(f"{progress}  {last['rate']:8.0f}/s  {mode.name}{noise}")
     summaries = [summary(mode, turns[mode.name]) for mode in modes]
     for figures in summaries:
@@ -133,6 +134,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short round; writes nothing to results/")
     parser.add_argument("--only", default="", metavar="REGEX", help="only the modes whose name matches")
     options = parser.parse_args()
+    if not shutil.which("wrk"):
+        sys.exit("wrk not found: apt install wrk, or brew install wrk")
     modes = [mode for mode in MODES if re.search(options.only, mode.name)]
     for mode in [mode for mode in modes if mode.missing]:
         say(f"left out: {mode.name}: {mode.missing} is not installed for this Python")
@@ -161,7 +164,7 @@ def main() -> None:
         return guide.main()
     for name, picture in report.pictures(results).items():
         (directory / name).write_text(picture)
-    print(f"\nwritten: {directory}/results.json and the pictures beside it")
+    print(f"\nwritten: {directory}/results.json and the pictures")
 
 
 if __name__ == "__main__":

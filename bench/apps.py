@@ -1,4 +1,4 @@
-"""Applications without a framework: the servers' ceiling, and pages that need CPU, time or both."""
+"""Applications without a framework: the servers' upper limit, and pages that compute, wait or both."""
 
 import asyncio
 import time
@@ -9,12 +9,12 @@ BODY = b'{"hello":"world"}'
 # Page -> (milliseconds of CPU, seconds of waiting).
 PAGES = {"/cpu": (4, 0.0), "/wait": (0, 0.05), "/mixed": (2, 0.02)}
 
-# So many rounds of an empty loop take about a millisecond.
+# An empty loop of this many rounds takes about a millisecond.
 ROUNDS = 40_000
 
 
 def work(path: str) -> float:
-    """Use the page's CPU time; return the seconds that are still to wait."""
+    """Use the page's CPU time and return its waiting time in seconds."""
     milliseconds, seconds = PAGES.get(path, (0, 0.0))
     for _ in range(milliseconds * ROUNDS):
         pass
@@ -22,7 +22,7 @@ def work(path: str) -> float:
 
 
 def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    """Answer every request alike, after the page's work."""
+    """Answer every request with the same document, after the page's work."""
     if seconds := work(environ["PATH_INFO"]):
         time.sleep(seconds)
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(BODY)))])
@@ -30,7 +30,7 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 
 
 async def asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answer every request alike, after the page's work."""
+    """Answer every request with the same document, after the page's work."""
     if seconds := work(scope["path"]):
         await asyncio.sleep(seconds)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(BODY)).encode())]

@@ -13,7 +13,7 @@ CLIENTS = 16
 BEFORE, AFTER = 1.0, 3.0  # seconds of load around the signal
 SECONDS_TO_ANSWER = 15.0
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-# What a client may send again without asking: the server never had it.
+# The connection was refused: the server never had the request, so a client may safely repeat it.
 REFUSED = "refused"
 
 
@@ -44,7 +44,7 @@ async def client(host: str, port: int, seen: Counter[str], ended: asyncio.Event,
                 async with asyncio.timeout(SECONDS_TO_ANSWER):
                     stays_open = await ask(reader, writer)
                 seen["answered"] += 1
-                # Time to think, so that 16 clients do not occupy a CPU of their own.
+                # A pause, so that the clients do not compete with the server for a CPU.
                 await asyncio.sleep(0.004)
         except (OSError, EOFError, TimeoutError):
             seen["lost"] += 1

@@ -1,4 +1,4 @@
-"""The modes of modes.toml, each of which can be started as it is typed."""
+"""The modes of modes.toml; each can be started with its command exactly as it is written there."""
 
 import os
 import shlex
@@ -24,7 +24,7 @@ SECONDS_TO_STOP = 40
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers: where, and its first process."""
+    """A server that answers: its address, its first process and its log."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -67,7 +67,6 @@ class Mode:
     equal: str = ""
     needs: str = ""
     recycle: str = ""
-    about: str = ""
     environ: dict[str, str] = field(default_factory=dict)
     file: dict[str, str] = field(default_factory=dict)
 
@@ -84,21 +83,20 @@ class Mode:
         words = shlex.split(line + (f" {self.equal}" if equal else "")) + list(flags)
         if words[0] == "python":
             words[0] = sys.executable
-        # Only ours may find gunicorn.conf.py, which lies in the working directory.
-        ours = words[2] in ("serving.gunicorn", "asgi_app")
+        # A copied command runs in an empty directory, so that it does not find our gunicorn.conf.py.
+        ours = words[2] in ("serving.gunicorn", "serving.uvicorn")
         with tempfile.TemporaryDirectory() as scratch:
             directory = ROOT if ours else Path(scratch)
             if self.file:
                 (directory / self.file["name"]).write_text(self.file["text"])
             own = {
-                # Both servers' own variables, so that a command that names no port is typed as it is.
+                # Each server reads one of these, so a command without a port needs no extra flag.
                 "PORT": str(port),
                 "UVICORN_PORT": str(port),
                 "PYTHONPATH": str(ROOT),
-                "DRAIN_FILE": f"{scratch}/draining",
                 "DJANGO_SECRET_KEY": "of a measurement",
             }
-            # Copied commands write the access line of their server, not ours as well.
+            # A copied command writes its server's access line; "warning" prevents a second one from ours.
             own |= self.environ if ours else {"LOG_LEVEL": "warning"}
             log = Path(scratch) / "log"
             with log.open("wb") as output:

@@ -1,5 +1,6 @@
-"""A measurement as a table and as pictures."""
+"""A measurement as tables, sentences and pictures."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -42,34 +43,91 @@ def best(results: Results, app: str, kind: str) -> dict[str, Any]:
 
 
 def sentence(results: Results) -> str:
-    """What the README says of the results."""
+    """What the README says of the results, in lines of at most 100 characters."""
     said = []
     for app in ("fastapi", "flask", "django"):
         ours, copied = best(results, app, "recommended"), best(results, app, "copied")
         ratio = f"{ours['rate'] / copied['rate']:.1f} times"
         said.append(f"`{app}` **{ratio}** in {ours['memory'] / copied['memory']:.0%} of the memory")
     machine = results["machine"]
-    return (
-        f"On {machine['cpus']} CPUs, {machine['date']}, against the fastest command that people copy from "
-        f"guides: {said[0]}, {said[1]}, {said[2]}."
+    text = (
+        f"Measured on {machine['cpus']} CPUs on {machine['date']} (Python {machine['python']}), requests per "
+        f"second against the fastest command that people copy from guides: {', '.join(said)}."
     )
+    return textwrap.fill(text, 100, break_on_hyphens=False)
+
+
+def machine(results: Results) -> str:
+    """Where and with what it was measured, in lines of at most 100 characters."""
+    where = results["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
+    text = f"Measured: {caption(results)}; {where['processor']}; {packages}."
+    return textwrap.fill(text, 100, break_on_hyphens=False)
 
 
 def table(results: Results) -> str:
-    """The modes as a Markdown table."""
-    lines = [" | ".join(COLUMNS), " | ".join(["---"] + ["---:"] * (len(COLUMNS) - 1))]
+    """The modes, the fastest first, by application."""
+    rows = []
     for mode in ordered(results):
         name = f"**{mode['name']}**" if mode["kind"] == "recommended" else mode["name"]
         low, high = mode["rate_range"]
         rate = f"{mode['rate']:.0f} ({low:.0f} to {high:.0f})"
-        figures = (
-            f"{mode['p99']:.0f}",
-            f"{mode['memory']:.0f}",
-            f"{mode['processes']:.0f}",
-            str(mode["errors"]),
-        )
-        lines.append(" | ".join((name, rate, *figures)))
-    return "\n".join(f"| {line} |" for line in lines)
+        numbers = [f"{mode[column]:.0f}" for column in ("p99", "memory", "processes")]
+        rows.append([name, rate, *numbers, str(mode["errors"])])
+    return _table(COLUMNS, rows)
+
+
+def verbatim(results: Results) -> str:
+    """Requests per second of the copied commands without the access log that the table above gives them."""
+    rows = [
+        [mode["name"], f"{mode['rate']:.0f}", f"{mode['verbatim_rate']:.0f}"]
+        for mode in ordered(results)
+        if "verbatim_rate" in mode
+    ]
+    return _table(("command", "with an access log", "exactly as copied"), rows)
+
+
+def formulas(results: Results) -> str:
+    """Requests per second of gthread by page and number of workers, named by formula."""
+    cpus = results["machine"]["cpus"]
+    named = {"n": cpus, "n+1": cpus + 1, "2n": 2 * cpus, "2n+1": 2 * cpus + 1, "4n+1": 4 * cpus + 1}
+    counts = {row["workers"]: row for row in results["workers"] if row["server"] == "gthread"}
+    named = {formula: count for formula, count in named.items() if count in counts}
+    rows = []
+    for page in PAGES:
+        cells = [f"{counts[count][page]:.0f}" for count in named.values()]
+        most, workers_of_most = max((row[page], count) for count, row in counts.items())
+        rows.append([f"`{page}`", *cells, f"{most:.0f} ({workers_of_most} workers)"])
+    titles = [f"{formula} = {count}" for formula, count in named.items()]
+    return _table(("page, gthread", *titles, "most"), rows)
+
+
+def memory_table(results: Results) -> str:
+    """MiB by setting and number of workers, and what each further worker added."""
+    counts = sorted({row["workers"] for row in results["memory"]})
+    rows = []
+    for setting in dict.fromkeys(row["setting"] for row in results["memory"]):
+        weights = {row["workers"]: row["memory"] for row in results["memory"] if row["setting"] == setting}
+        few, many = min(weights), max(weights)
+        each = (weights[many] - weights[few]) / (many - few)
+        rows.append([setting, *(f"{weights[count]:.0f}" for count in counts), f"{each:.1f}"])
+    titles = [f"{count} workers" if count > 1 else "1 worker" for count in counts]
+    return _table(("MiB", *titles, "each further worker"), rows)
+
+
+def losses_table(results: Results) -> str:
+    """The requests that got no answer, of those sent, by mode and event."""
+    rows = []
+    for name, events in results["losses"].items():
+        found = (events[event] for event in EVENTS)
+        rows.append([name, *(f"{each['lost']} of {each['lost'] + each['answered']}" for each in found)])
+    return _table(("lost", *EVENTS), rows)
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns but the first are figures."""
+    lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def caption(results: Results) -> str:
@@ -89,7 +147,7 @@ def pictures(results: Results) -> dict[str, str]:
 
 
 def modes(results: Results) -> str:
-    """Requests per second as bars, by application; the 99th percentile beside each."""
+    """Requests per second as bars, by application, with the 99th percentile."""
     rows, labels, bar = ordered(results), 330, 22
     scale = (WIDTH - labels - 190) / max(mode["rate"] for mode in rows)
     parts = []

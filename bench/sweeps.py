@@ -1,4 +1,4 @@
-"""What a worker more brings, and what it takes: throughput and memory against their number."""
+"""Throughput and memory by number of workers."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ QUICK = (1, 3)
 WORKERS_TO_WEIGH = (1, 2, 4, 8)
 SERVERS = {"gthread": "gthread without a framework", "uvicorn": "uvicorn without a framework"}
 
-# What the configuration does about memory, and the same without.
+# Setting -> what is appended to gunicorn.conf.py to get it.
 MEMORY = {
     "preload and freeze": "",
-    "preload": "del when_ready",
+    "preload": "def when_ready(server): pass",
     "neither": "preload_app = False",
 }
 
@@ -24,7 +24,7 @@ Load = Callable[[str, float], dict[str, float]]
 
 
 def mode_with(name: str, workers: int) -> Mode:
-    """The mode of that name, with so many workers."""
+    """The mode of that name with a fixed number of workers."""
     mode = next(mode for mode in MODES if mode.name == name)
     return replace(mode, environ=mode.environ | {"WEB_CONCURRENCY": str(workers)})
 
@@ -47,7 +47,7 @@ def throughput(
 
 
 def memory(load: Load, counts: Sequence[int], say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """MiB (PSS) of Django under load by number of workers, with and without what saves memory."""
+    """MiB (PSS) of Django under load by number of workers and setting."""
     found = []
     for name, line in MEMORY.items():
         for count in counts:

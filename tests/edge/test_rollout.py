@@ -17,8 +17,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from checks.doctor import seconds
 from serving import health
-from serving.doctor import seconds
 from tests.support.commands import HOUSEKEEPING, ROOT, answers, poll, run
 from tests.support.containers import Containers
 from tests.support.files import CADDYFILE, COMMANDS, edge, long_running
@@ -200,7 +200,7 @@ class Load:
         return f"{len(self.sent)} sent, {len(self.failures)} failed, {self.codes}, away for {worst:.2f} s"
 
 
-def kept(stack: Containers) -> Counter[str]:
+def guestbook_messages(stack: Containers) -> Counter[str]:
     """How often each message stands in the guestbook."""
     program = "from wsgi_app.django_site.models import Entry; print(*Entry.objects.values_list('message'))"
     shell = ("python", "-m", "wsgi_app.django_site", "shell", "--verbosity", "0", "--command", program)
@@ -232,7 +232,9 @@ def test_a_new_version_and_the_way_back_lose_nothing(deployment: Deployment) -> 
     assert load.sent.keys() == received.keys()
     if "django" in deployment.urls:
         posts = [request.split()[1] for request, service in load.sent.items() if service == "django"]
-        assert kept(deployment) == {identity: 1 for identity in posts if f"POST {identity}" in load.sent}
+        assert guestbook_messages(deployment) == {
+            identity: 1 for identity in posts if f"POST {identity}" in load.sent
+        }
     assert load.codes.keys() <= {1001, 1012}
     assert max(load.absences, default=0) < 5
     assert new == {name: image.replace(":latest", ":1.0") for name, image in before.items()}

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.sync.server import serve
 
-from tests.site import Site
-from tests.smoke import PLACES, PROMISES, Broken, NotApplicable, examine, place
+from checks.site import Site
+from checks.smoke import CHECKS, PLACES, Broken, NotApplicable, examine, place
 from tests.support.commands import ROOT, free_port, run
 
 STYLE = "/static/site.0123456789ab.css"
@@ -47,9 +47,9 @@ FAULTS = {
     "version": ("server's name", "Server: nginx/1.22.1"),
     "powered": ("server's name", "X-Powered-By: PHP"),
     "unprotected": ("security headers", "no X-Content-Type-Options, Referrer-Policy, X-Frame-Options"),
-    "believed host": ("forged headers", "/: believes forged.example"),
-    "believed client": ("forged headers", "/: believes 203.0.113.7"),
-    "believed scheme": ("forged headers", "/: believes X-Forwarded-Proto: 301 instead of 200"),
+    "believed host": ("forged headers", "/: trusts forged.example"),
+    "believed client": ("forged headers", "/: trusts 203.0.113.7"),
+    "believed scheme": ("forged headers", "/: trusts X-Forwarded-Proto: 301 instead of 200"),
     "no id": ("request id", "X-Request-ID: none"),
     "one id": ("request id", "X-Request-ID: the-same-one, then the-same-one"),
     "close": ("keep-alive", "closed after /"),
@@ -171,7 +171,7 @@ def broken(url: str) -> dict[str, str]:
 
 def smoke(*urls: str, expect: int, **environ: str) -> str:
     """The output of the command."""
-    command = (sys.executable, "-m", "tests.smoke", *urls)
+    command = (sys.executable, "-m", "checks.smoke", *urls)
     return run(*command, env=dict(os.environ) | environ, expect=expect)
 
 
@@ -204,30 +204,30 @@ def test_a_websocket_without_bounds_is_reported() -> None:
         threading.Thread(target=listening.serve_forever, daemon=True).start()
         port = listening.socket.getsockname()[1]
         with pytest.raises(Broken, match="/ws: goodbye 1000, message without bound None"):
-            PROMISES["WebSocket"](Site(f"http://127.0.0.1:{port}"))
+            CHECKS["WebSocket"](Site(f"http://127.0.0.1:{port}"))
         listening.shutdown()
 
 
 def test_a_site_may_add_slashes() -> None:
     """What an unknown address is redirected to counts, and a redirect is no WebSocket."""
     with server("slashes") as url:
-        PROMISES["errors"](Site(url))
+        CHECKS["errors"](Site(url))
         with pytest.raises(NotApplicable, match=r"/ws: .*redirect"):
-            PROMISES["WebSocket"](Site(url))
+            CHECKS["WebSocket"](Site(url))
 
 
 def test_the_report_names_the_line_to_change() -> None:
     """Exit code 0 without, 1 with a broken promise, whose line of this repository is shown."""
     with server() as url:
         lines = smoke(url, expect=0).splitlines()
-        assert len(lines) == len(PROMISES)
-        assert not [line for line in lines if not line.startswith(("kept  ", "not applicable  "))]
+        assert len(lines) == len(CHECKS)
+        assert not [line for line in lines if not line.startswith(("ok  ", "not applicable  "))]
         run("make", "smoke", f"URL={url}")
     with server("no id") as url:
         lines = smoke(url, expect=1).splitlines()
         at = lines.index("broken          request id: X-Request-ID: none, then none")
         assert lines[at + 1].strip().startswith("change serving/peers.py:")
-    assert PLACES.keys() <= PROMISES.keys()
+    assert PLACES.keys() <= CHECKS.keys()
     for name, (file, line) in PLACES.items():
         assert (ROOT / file).exists()
         assert line in place(name)
@@ -256,7 +256,7 @@ def test_an_unknown_certificate_is_refused_until_it_is_accepted(certificate: Pat
         assert line.startswith(f"URL='{url}': must be trusted (self-signed certificate)")
         assert line.endswith("or set CA=FILE or INSECURE=1")
         for variable in ({"CA": str(certificate)}, {"INSECURE": "1"}):
-            assert "kept            health" in smoke(url, expect=1, **variable)
+            assert "ok              health" in smoke(url, expect=1, **variable)
         for name, value in (("CA", "/nowhere"), ("INSECURE", "perhaps")):
             (line,) = smoke(url, expect=1, **{name: value}).splitlines()
             assert line.startswith(f"{name}='{value}': must be ")

@@ -508,7 +508,7 @@ def on_postgresql(engine: None, tmp_path: Path) -> Iterator[Faulty]:
             stack.down()
 
 
-HEAD = ("| fault | service | requests | lost | how | whole again after |", "|---|---|---:|---:|---|---:|")
+HEAD = ("| fault | service | requests | lost | how | recovered after |", "|---|---|---:|---:|---|---:|")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tests.support.commands import HOUSEKEEPING, ROOT, free_port, lacking, poll,
 from tests.support.containers import Containers
 from tests.support.servers import Server
 
-SECTION = (ROOT / "README.md").read_text().partition("## HTTP/2 without a proxy")[2].partition("\n## ")[0]
+SECTION = (ROOT / "docs/http2.md").read_text()
 OPENSSL, GUNICORN, UVICORN, CURL = re.search(r"```sh\n(.*?)\n```", SECTION, re.DOTALL)[1].splitlines()
 HYBRID = json.loads("{" + re.search(r'hybrid reads `("http.*?)`', SECTION)[1] + "}")
 PROBE = re.search(r"`(python -m serving.health .*?)`", SECTION)[1]
@@ -30,7 +30,9 @@ LINES = {
     "flask gthread": GUNICORN,
     "django gthread": GUNICORN.replace(FLASK, "wsgi_app.django_site.wsgi"),
     "fastapi gunicorn asgi": GUNICORN.replace(FLASK, "--worker-class asgi asgi_app.main:app"),
-    "fastapi hybrid": GUNICORN.replace(FLASK, "--worker-class serving.uvicorn.worker.Worker asgi_app.main:app"),
+    "fastapi hybrid": GUNICORN.replace(
+        FLASK, "--worker-class serving.uvicorn.worker.Worker asgi_app.main:app"
+    ),
     "fastapi uvicorn": UVICORN,
 }
 # What to tell curl without TLS, and what it says: the answer's status and version.
@@ -65,7 +67,7 @@ def ask(site: Path, port: int, *flags: str, scheme: str = "https", path: str = "
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with the README's certificate, and a database and static files for Django."""
+    """A copy of the repository with the page's certificate, and a database and static files for Django."""
     for tool in ("openssl", "curl", "h2load"):
         if not shutil.which(tool):
             lacking(f"no {tool} on this machine")
@@ -89,7 +91,7 @@ def tls(request: pytest.FixtureRequest, site: Path) -> Iterator[Server]:
 
 
 def test_the_switch_adds_http_2(tls: Server, site: Path) -> None:
-    """Who offers HTTP/2 over TLS gets it, as the README's command says; who does not gets HTTP/1.1."""
+    """A client that offers HTTP/2 over TLS gets it, as the page's command shows; others get HTTP/1.1."""
     command = CURL.replace("localhost:8000", f"localhost:{tls.port}")
     assert run(*shlex.split(command), "--noproxy", "*", cwd=site) == "2\n", tls.log()
     assert ask(site, tls.port, path="/") == HTTP_2, tls.log()
@@ -168,7 +170,7 @@ def test_by_default_only_http_1(name: str, site: Path) -> None:
 
 @pytest.mark.parametrize("name", ["flask gthread", "django gthread", "fastapi uvicorn"])
 def test_the_switch_works_in_a_container(name: str, containers: Containers, site: Path) -> None:
-    """The same variables beside the mounted certificate, and the README's health check."""
+    """The same variables beside the mounted certificate, and the page's health check."""
     service, port = name.partition(" ")[0], free_port()
     container = f"{containers.project}-http2-{service}"
     options = ["--detach", "--no-deps", f"--name={container}", f"--publish=127.0.0.1:{port}:8000"]

@@ -14,9 +14,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from bench import guide, report
-from bench.guide import RESULTS
-from bench.modes import MODES, ROOT, SECONDS_TO_STOP, Mode
+from bench import report
+from bench.modes import MODES, SECONDS_TO_STOP, Mode
 from tests.support.commands import lacking, poll, run
 
 INSTALLED = [mode for mode in MODES if not mode.missing]
@@ -101,28 +100,3 @@ def test_the_benchmark_measures_and_draws() -> None:
     assert results["losses"]["flask gthread"]["recycling"]["lost"] == 0
     assert report.pictures(results) == {path.name: path.read_text() for path in directory.glob("*.svg")}
     shutil.rmtree(directory)
-
-
-def test_the_guide_the_pictures_and_the_readme_say_what_was_measured() -> None:
-    """What is checked in was made from the checked-in results, and the README's ratios are theirs."""
-    results = json.loads((RESULTS / "results.json").read_text())
-    assert report.pictures(results) == {path.name: path.read_text() for path in RESULTS.glob("*.svg")}
-    assert guide.GUIDE.read_text() == guide.guide(results)
-    assert report.sentence(results) in (ROOT / "README.md").read_text().replace("\n", " ")
-
-
-def test_the_results_are_of_the_modes_as_they_are() -> None:
-    """A mode that changed, came or went has to be measured again."""
-    results = json.loads((RESULTS / "results.json").read_text())
-    measured = {row["name"]: row["command"] for row in results["modes"]}
-    assert measured == {mode.name: mode.command for mode in MODES if mode.name in measured or not mode.needs}
-    assert set(results["losses"]) == {mode.name for mode in MODES if mode.recycle}
-
-
-def test_the_guide_has_no_dead_end() -> None:
-    """At most seven questions, a paragraph for every measured mode, and every picture exists."""
-    text = guide.GUIDE.read_text()
-    questions = re.findall(r"^\d\. \*\*.+\?\*\*", text, re.MULTILINE)
-    assert 4 <= len(questions) <= 7
-    assert not [mode.name for mode in MODES if f"**{mode.name}** (`" not in text]
-    assert all((guide.GUIDE.parent / link).exists() for link in re.findall(r"\]\((\.\./[^)]+)\)", text))

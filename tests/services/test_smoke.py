@@ -5,8 +5,8 @@ import time
 
 import httpx2
 
-from tests import smoke
-from tests.site import Site
+from checks import smoke
+from checks.site import Site
 from tests.support.processes import Stack
 
 
@@ -41,7 +41,7 @@ def test_every_service_keeps_what_any_deployment_owes(stack: Stack) -> None:
         report = smoke.examine(Site(url, largest=1000))
         broken = {name: found for name, (result, found) in report.items() if result == "broken"}
         assert broken == {}, service
-        kept = {name for name, (result, _) in report.items() if result == "kept"}
+        kept = {name for name, (result, _) in report.items() if result == "ok"}
         needed = {"forged headers"} if stack.runtime == "docker" else set()
         needed |= {"static files", "security headers"} if service == "django" else set()
         needed |= {"WebSocket"} if service.startswith("fastapi") else set()

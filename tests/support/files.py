@@ -2,26 +2,32 @@
 
 import re
 from functools import cache
+from pathlib import Path
 
-from serving.project import Process, Project, has_compose
+from checks.project import Container, Project, has_compose
 from tests.support.commands import ROOT, lacking
 
 CADDYFILE = (ROOT / "deploy/edge/Caddyfile").read_text()
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("deploy.md", "operations.md"))]
+# The lines of the pages' shell blocks.
 COMMANDS = [
     line.partition("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for page in PAGES
+    if page.exists()
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     for line in block.splitlines()
     if line.strip()
 ]
 
 
 @cache
-def processes() -> dict[str, Process]:
+def processes() -> dict[str, Container]:
     """What our files would run with nothing set, by service."""
     if not has_compose():
         lacking("no Docker Compose to resolve docker-compose.yml with")
-    return {p.name: p for p in Project(ROOT, "--env-file", "/dev/null").processes}
+    project = Project(ROOT, env_file=Path("/dev/null"))
+    return {container.name: container for container in project.containers}
 
 
 def edge(option: str) -> str:
@@ -33,4 +39,4 @@ def edge(option: str) -> str:
 
 def long_running() -> dict[str, dict]:
     """The services that stay."""
-    return {name: process.service for name, process in processes().items() if process.stays}
+    return {name: it.definition for name, it in processes().items() if it.is_long_running}

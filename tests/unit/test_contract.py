@@ -1,4 +1,4 @@
-"""The files agree with each other where serving/doctor.py does not look: ports, process mode, locks."""
+"""The files agree with each other where checks/doctor.py does not look: ports, process mode, locks."""
 
 import json
 import re
@@ -6,35 +6,12 @@ import tomllib
 
 from dotenv import dotenv_values
 
-from serving.doctor import seconds
+from checks.doctor import seconds
 from tests.support.commands import ROOT
 from tests.support.files import CADDYFILE, edge, long_running, processes
-from tests.support.processes import PROGRAMS
+from tests.support.processes import EDITS, JSON, PROGRAMS
 
 MEBIBYTE = 1024 * 1024
-
-
-def servers() -> list[dict]:
-    """Gunicorn's settings in each service that it serves, and Uvicorn's."""
-    return [found for p in processes().values() for found in (p.gunicorn, p.uvicorn) if found]
-
-
-def test_process_mode_gives_the_time_that_compose_gives() -> None:
-    """Supervisor's stopwaitsecs is stop_grace_period."""
-    process = (ROOT / "deploy/supervisord.conf").read_text()
-    stops = {float(stop) for stop in re.findall(r"stopwaitsecs = (\d+)", process)}
-    assert stops == {seconds(service["stop_grace_period"]) for service in long_running().values()}
-
-
-def test_the_edge_lets_go_before_the_servers_do() -> None:
-    """Its idle connections < their keep-alive; its wait for an answer <= their graceful timeouts."""
-    idle = seconds(edge("keepalive"))
-    answer = seconds(edge("response_header_timeout"))
-    for server in servers():
-        assert idle < (server["keepalive"] or server["timeout_keep_alive"]) == 75
-        assert answer <= (server["graceful_timeout"] or server["timeout_graceful_shutdown"])
-    grace = seconds(long_running()["edge"]["stop_grace_period"])
-    assert answer < seconds(edge("grace_period")) < grace, f"grace_period of the edge >= {grace}"
 
 
 def test_the_edge_refuses_before_the_servers_do() -> None:
@@ -42,9 +19,6 @@ def test_the_edge_refuses_before_the_servers_do() -> None:
     assert re.search(r"@large .* > (\d+)`", CADDYFILE)[1] == str(MEBIBYTE), "the applications' own limit"
     assert edge("request_buffers") == "1025KiB", "> @large, or it would not know that it has all of it"
     assert edge("max_size") == "1026KiB", "> request_buffers, or it would not know that there is more"
-    headers = int(edge("max_header_size").removesuffix("KiB")) * 1024 + 4096
-    for server in servers():
-        assert headers <= (server["limit_request_field_size"] or headers), "Uvicorn bounds none"
     longest = int(re.search(r"{uri}.size\(\) > (\d+)", CADDYFILE)[1])
     assert len("OPTIONS  HTTP/1.1\r\n") + longest <= 4094, "Gunicorn's default limit_request_line"
     assert seconds(edge("health_interval")) < seconds(edge("lb_try_duration"))
@@ -70,7 +44,7 @@ def test_the_default_limits_start_anywhere() -> None:
 
 def test_the_edge_alone_publishes_ports_of_loopback() -> None:
     """127.0.0.1 only, unless EDGE_ADDRESS says otherwise of the three that face the world."""
-    for name, service in ((name, process.service) for name, process in processes().items()):
+    for name, service in ((name, process.definition) for name, process in processes().items()):
         assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name == "edge" else []), name
         assert bool(service.get("ports")) == (name == "edge"), name
         assert {port["host_ip"] for port in service.get("ports", [])} <= {"127.0.0.1"}, name
@@ -80,7 +54,9 @@ def test_the_edge_alone_publishes_ports_of_loopback() -> None:
 def test_process_mode_runs_the_services_that_compose_runs() -> None:
     """The same names, the same commands as the images."""
     programs = {name: " ".join(["-m", *command]) for name, command in PROGRAMS.items()}
-    started = {name for name, p in processes().items() if p.stays and not p.service.get("profiles")}
+    started = {
+        name for name, p in processes().items() if p.is_long_running and not p.definition.get("profiles")
+    }
     started.remove("edge")
     assert started == programs.keys()
     stages = re.findall(r"^FROM \S+ AS (\S+)$|^CMD (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
@@ -125,12 +101,9 @@ def test_env_example_lists_every_variable_that_the_code_reads() -> None:
 
 def test_every_application_refuses_the_same_body_size() -> None:
     """One mebibyte for JSON and for a WebSocket message."""
-    paths = [
-        "wsgi_app/flask_site/__init__.py",
-        "asgi_app/main.py",
-    ]
-    assert processes()["fastapi"].uvicorn["ws_max_size"] == MEBIBYTE
-    for path in paths:
+    if "fastapi" in PROGRAMS:
+        assert processes()["fastapi"].uvicorn["ws_max_size"] == MEBIBYTE
+    for path in (EDITS[service][0] for service in JSON):
         assert "= 1024 * 1024  # bytes; a longer body gets 413" in (ROOT / path).read_text(), path
 
 

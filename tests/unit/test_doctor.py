@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from serving.project import Project, has_compose
 
 from serving.doctor import findings
-from serving.project import Project, has_compose
 from tests.support.commands import HOUSEKEEPING, ROOT, lacking, run
 
 COMPOSE, GUNICORN, DOCKERFILE, UVICORN = (

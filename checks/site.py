@@ -9,6 +9,8 @@ from urllib.parse import urljoin, urlsplit
 
 from serving import settings
 
+REDIRECTS = 3
+
 
 class Answer:
     """A response, read to its end."""
@@ -20,7 +22,7 @@ class Answer:
 
 
 class Site:
-    """A deployment at an address; SettingError for what is none."""
+    """A deployment at an address; raises SettingError for a text that is no address."""
 
     def __init__(self, url: str, largest: int = 16 * 1024) -> None:
         """`largest` is the number of bytes that an error may have."""
@@ -45,7 +47,7 @@ class Site:
             self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE
 
     def connect(self) -> socket.socket:
-        """A TCP connection; *.localhost is this machine, though no resolver says so."""
+        """A TCP connection; *.localhost is this machine, even where no resolver says so."""
         host = "127.0.0.1" if self.host.endswith(".localhost") else self.host
         return socket.create_connection((host, self.port), timeout=10)
 
@@ -55,20 +57,25 @@ class Site:
         return self.context.wrap_socket(self.connect(), server_hostname=self.host)
 
     def open(self) -> HTTPConnection:
-        """A connection that ends when the server closes it."""
+        """A connection that is not opened again when the server closes it."""
         connection = HTTPConnection(self.host, self.port)
         connection.default_port, connection.auto_open = (443 if self.tls else 80), 0
         connection.sock = self.encrypt("http/1.1") if self.tls else self.connect()
         return connection
 
     def ask(
-        self, path: str, method: str = "GET", headers: Any = None, on: HTTPConnection | None = None
+        self,
+        path: str,
+        method: str = "GET",
+        headers: Any = None,
+        body: bytes | None = None,
+        on: HTTPConnection | None = None,
     ) -> Answer:
-        """The answer, on a connection of its own or on this one."""
+        """The answer, on a new connection or on the given one."""
         connection = on or self.open()
         try:
             given = {"Accept-Encoding": "identity"} | (headers or {})
-            connection.request(method, self.base + path, headers=given)
+            connection.request(method, self.base + path, body, given)
             return Answer(connection.getresponse())
         finally:
             if not on:
@@ -76,15 +83,16 @@ class Site:
 
     @cached_property
     def page(self) -> Answer:
-        """What stands at the address."""
+        """The page at the address."""
         return self.follow("/")
 
     def follow(self, path: str) -> Answer:
         """The answer, after at most three redirects within the site."""
-        for _ in range(4):
-            answer = self.ask(path)
+        answer = self.ask(path)
+        for _ in range(REDIRECTS):
             target = urljoin(self.url + path, answer.headers.get("Location", "//elsewhere"))
             if answer.status // 100 != 3 or not target.startswith(self.url + "/"):
                 break
             path = target.removeprefix(self.url)
+            answer = self.ask(path)
         return answer

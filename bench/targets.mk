@@ -1,0 +1,23 @@
+##@ This repository alone
+.PHONY: chaos bench render lint-repository
+chaos: .venv/test ## Break everything under load, six minutes, and write docs/reliability.md
+	CHAOS=1 .venv/bin/pytest --verbose tests/repository/test_faults.py
+
+bench: .venv/test ## Measure every server mode and write docs/choosing.md, 15 minutes; QUICK=1: 2 minutes
+	.venv/bin/python -m bench $(if $(QUICK),--quick)
+
+render: .venv/test ## Show what a project would lose: make render STACKS=flask,fastapi
+	.venv/bin/python -m bench.render $(STACKS)
+
+lint: lint-repository
+lint-repository: .venv/test
+	$(CHECKOV) --file Dockerfile
+	.venv/bin/shellcheck .ci/*
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+
+# Not in the lock: checkov excludes the `packaging` version that pytest needs, so uv downloads it into
+# an environment of its own. Skipped: a tag beside FROM (the arguments name it) and HEALTHCHECK
+# (docker-compose.yml has it).
+CHECKOV = .venv/bin/uv tool run --quiet --python .venv/bin/python checkov@3.3.30 --skip-download \
+  --quiet --compact --framework dockerfile --skip-check CKV_DOCKER_2,CKV_DOCKER_7

@@ -1,0 +1,84 @@
+"""Print the settings that Gunicorn arrives at in a container, as one line of JSON.
+
+checks/servers.py runs this file in a process of its own, with the container's environment, in the
+project's directory. Its argument is a JSON object: `config` (a path or ""), `words` (the command line)
+and `limits` (CPUs, memory in bytes, whether the CPUs are limited).
+"""
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    """The settings and the source of each, or what is wrong."""
+    # Gunicorn reads these variables while it is imported, and fails at a host name or a wrong number.
+    withheld = {name: os.environ.pop(name, "") for name in ("FORWARDED_ALLOW_IPS", "WEB_CONCURRENCY")}
+    try:
+        from gunicorn.config import Config
+    except ImportError:
+        return {"missing": "Gunicorn is not installed here"}
+    os.environ.update({name: value for name, value in withheld.items() if value})
+    config = Config()
+    words = shlex.split(os.environ.get("GUNICORN_CMD_ARGS", "")) + request["words"]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            given = vars(config.parser().parse_known_args(words)[0])
+    except SystemExit:
+        return {"command_error": errors.getvalue().splitlines()[-1]}
+    values = {name: option.get() for name, option in config.settings.items()}
+    sources = dict.fromkeys(values, "default")
+    if withheld["WEB_CONCURRENCY"]:
+        values["workers"], sources["workers"] = withheld["WEB_CONCURRENCY"], "WEB_CONCURRENCY"
+    path = configuration_file(str(given["config"] or "gunicorn.conf.py"))
+    if path.exists():
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                found = run(path, words, request["limits"])
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a configuration may raise anything
+            return {"file_error": str(error), "file": path.name}
+        for name in found.keys() & values.keys():
+            values[name], sources[name] = found[name], "file"
+    for name, value in given.items():
+        if value is not None and name in values:
+            values[name], sources[name] = value, "command"
+    values = {name: plain(value) for name, value in values.items()}
+    return {"values": values, "sources": sources, "file": path.name}
+
+
+def configuration_file(name: str) -> Path:
+    """The configuration in this directory, also for a path of the container."""
+    path = Path(name.removeprefix("file:"))
+    return path if path.exists() else Path(path.name)
+
+
+def run(path: Path, words: list[str], limits: list[Any] | None) -> dict[str, Any]:
+    """The names that the configuration defines, under the container's limits."""
+    sys.path.insert(0, str(Path.cwd()))
+    sys.argv = ["gunicorn", *words]
+    with contextlib.suppress(ModuleNotFoundError):
+        from serving import sizing
+
+        if limits:
+            measured = sizing.Limits(*limits)
+            sizing.limits = lambda *_, **__: measured
+    return runpy.run_path(str(path))
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: a class or a function by its full name."""
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return str(value)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))

@@ -1,0 +1,47 @@
+"""An image of PostgreSQL from the package of this machine, for tests that need no registry."""
+
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.support.commands import lacking, run
+
+IMAGE = "tests-postgres:local"
+# A compose file's `command`: make the data directory at the first start, then serve.
+START = (
+    "[ -d /data/db ] || {binaries}/initdb -D /data/db -U app --auth trust >/dev/null; "
+    "echo host all all all trust >>/data/db/pg_hba.conf; "
+    "exec {binaries}/postgres -D /data/db -h 0.0.0.0 -k /tmp"
+)
+
+
+def postgres_service() -> dict:
+    """A Compose service with a real PostgreSQL and a volume `database`; skips where no package is installed.
+
+    The image holds the package's files and the libraries that they need, at the places of this machine.
+    """
+    found = [Path(shutil.which("initdb") or "/").parent, *Path("/usr/lib/postgresql").glob("*/bin")]
+    binaries = next((path for path in reversed(found) if (path / "initdb").exists()), None)
+    if binaries is None:
+        lacking("no PostgreSQL server on this machine")
+    programs = [binaries / "initdb", binaries / "postgres", Path("/bin/sh"), *binaries.glob("../lib/*.so")]
+    libraries = set(re.findall(r"(?m)(/\S+) \(0x", run("ldd", *programs, expect=None)))
+    share = Path("/usr/share/postgresql", binaries.parent.name)
+    files = [binaries.parent, share, "/bin/sh", "/etc/passwd", "/usr/share/zoneinfo/UTC", *sorted(libraries)]
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "data").mkdir()  # the volume takes its owner from here
+        owner = ("--owner=nobody", "--group=nogroup", "--dereference")
+        archive = ("tar", "--create", *owner, "--directory", "/", *map(str, files), "--directory", directory)
+        with subprocess.Popen([*archive, "data"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as tar:
+            run("docker", "import", "-", IMAGE, stdin=tar.stdout)
+    return {
+        "image": IMAGE,
+        "command": ["/bin/sh", "-c", START.format(binaries=binaries)],
+        "user": "nobody",
+        "tmpfs": ["/tmp:mode=1777"],
+        "volumes": ["database:/data"],
+        "stop_signal": "SIGINT",
+        "restart": "unless-stopped",
+    }
