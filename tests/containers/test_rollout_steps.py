@@ -142,7 +142,7 @@ class Project:
         return {
             name: image.rpartition(":")[2]
             for name, (_, image, state) in self.containers().items()
-            if state == "running" and "-app:" in image
+            if state == "running" and "-app:" in image and not name.endswith("-candidate")
         }
 
     def remove(self) -> None:
