@@ -109,5 +109,4 @@ FROM ${EDGE_IMAGE} AS edge
 # Certificates are kept here. A new named volume takes over this owner.
 RUN chown -R 10001:10001 /data
 USER 10001:10001
-COPY --chmod=0444 deploy/edge/Caddyfile /etc/caddy/
-COPY --chmod=0555 deploy/edge/sites /etc/caddy/sites
+COPY --chmod=0755 deploy/edge/ /etc/caddy/

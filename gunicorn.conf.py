@@ -1,143 +1,76 @@
-"""Gunicorn's configuration for a WSGI application; Gunicorn finds it in the working directory.
+"""Gunicorn settings for a WSGI application; Gunicorn reads this file from the working directory.
 
-Precedence: command line > GUNICORN_CMD_ARGS > environment > this file > computed.
-Copied alone it still serves; with `serving/` beside it, it also sizes the workers by the
-container's limits, checks the settings, and keeps the probes out of the access log.
+Command line flags override GUNICORN_CMD_ARGS, which overrides this file. The file works alone.
+Alone, it does not size the workers by the container's limits, check the settings, drain on SIGTERM
+or keep probes out of the access log: its last lines add that where the folder serving/ exists.
+https://docs.gunicorn.org/en/stable/settings.html
 """
 
-import contextlib
-import gc
 import os
 import shlex
 import sys
 
-import gunicorn.glogging
-
-try:
-    from serving import logs, peers, settings, sizing
-except ModuleNotFoundError as error:
-    if error.name != "serving":
-        raise
-    settings = None
-
-# Loopback, until someone asks for more: the image sets HOST=0.0.0.0 for itself.
-host = os.environ.get("HOST") or "127.0.0.1"
-port = (
-    settings.integer("PORT", 8000, minimum=0, maximum=65535) if settings else os.environ.get("PORT") or 8000
-)
+# The address to listen on. A platform that sets PORT expects a server on every interface; so does a
+# container, whose image sets both. Otherwise only this machine can connect.
+host = os.environ.get("HOST") or ("0.0.0.0" if os.environ.get("PORT") else "127.0.0.1")
+port = os.environ.get("PORT") or "8000"
 bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-# Threads, not the default sync worker: a sync worker answers one client at a time, and a
-# kept-alive or slow connection occupies it whole. Ours shares bursts, and waits without a thread.
-worker_class = "serving.gthread.Worker" if settings else "gthread"
+# Threads, because the default sync worker serves one client at a time and is blocked by every
+# connection that is slow or kept open.
+worker_class = "gthread"
 
-# Processes for the CPUs, threads for the waiting on databases and networks: on 2 CPUs, 3 workers
-# of 6 threads answered as many waiting requests as 5 of 4 (534 and 551 a second), and more that
-# only compute (4,437 and 3,175). With 8 threads the 99th percentile grew, and nothing else.
-if settings:
-    size = sizing.workers()
-    workers, reason = size.workers, size.reason
-else:
-    workers = int(os.environ.get("WEB_CONCURRENCY") or 2)
-    reason = "WEB_CONCURRENCY, else 2: no serving/ beside this file"
+# Processes use the CPUs; threads wait for databases and networks. docs/choosing.md has figures for
+# other numbers of both.
+workers = int(os.environ.get("WEB_CONCURRENCY") or 2)
 threads = 6
 
-# Load the application once, before the fork: workers share its memory, and an application
-# that can not start ends the container instead of respawning for ever.
-# It must open no database or network socket on import: the workers would share that as well.
-# Under --reload each worker loads it again, or it would go on with the old code.
-preload_app = "--reload" not in [*sys.argv, *shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))]
+# Load the application once, before forking: workers share its memory, and an application that
+# cannot start stops the container instead of being restarted forever. It must not open connections
+# at import, because all workers would share them: PRELOAD=off lets each worker load it.
+# Under --reload each worker must load it, or it would go on with the old code.
+flags = [*sys.argv, *shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))]
+preload_app = os.environ.get("PRELOAD") != "off" and "--reload" not in flags
 
 # The heartbeat is a file that each worker touches; on a slow disk that blocks the worker.
 # macOS has no /dev/shm.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
-# A worker that gives no heartbeat for 30 s is killed. It is no request timeout for threads:
-# the heartbeat goes on while a request is slow. Bound requests in the proxy.
+# Seconds; a worker without a heartbeat for so long is killed. This does not limit a request's time:
+# a slow request in a thread does not stop the heartbeat. Limit request time in the proxy.
 timeout = 30
 
-# On SIGTERM, requests in flight get 25 s; must stay below Compose's stop_grace_period (30 s),
-# or the engine kills them first.
+# Seconds that requests in flight get after SIGTERM. Must be less than the time after which the
+# engine kills the container (Compose: stop_grace_period).
 graceful_timeout = 25
 
-# Bytes of one header; must exceed what the proxy in front lets through (12 KiB in all).
+# Bytes of one header. Must be more than the proxy in front lets through (12 KiB in all).
 limit_request_field_size = 16 * 1024
 
-# Seconds an idle connection stays open; must exceed the proxy's idle timeout for upstreams
-# (nginx 60 s), or the proxy sends a request into a connection that is just being closed.
+# Seconds that an idle connection stays open. Must be more than the proxy's idle timeout for its
+# upstreams (nginx: 60), or the proxy sends a request into a connection that is being closed.
 keepalive = 75
 
-# A slow leak never grows old: each worker is replaced after some ten thousand requests, and
-# the jitter keeps them from going all at once.
-# Not with an asyncio worker class: those drop the connections that a recycled worker holds.
+# Replace each worker after about 10,000 requests, so that a slow memory leak cannot build up. The
+# jitter prevents workers from restarting at the same time. Not with an asyncio worker class: it
+# drops the connections that a recycled worker holds.
 max_requests = 0 if os.environ.get("WORKLOAD") == "asyncio" else 10_000
 max_requests_jitter = 1_000
 
-# Whose X-Forwarded-Proto counts: with serving/ beside this file nobody's, because it decides
-# that itself, by the same variable, and understands host names.
-forwarded_allow_ips = "" if settings else os.environ.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1"
+# Peers whose X-Forwarded-Proto Gunicorn trusts: the proxy's addresses, or this machine.
+forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1"
 
-# The control socket wants a writable home; on a read-only root each start would log an error.
+# The control socket needs a writable home directory: on a read-only root each start would log an
+# error.
 control_socket_disable = True
 
+# Access lines to standard output, errors to standard error.
+accesslog = "-"
 loglevel = os.environ.get("LOG_LEVEL") or "info"
 
-
-def on_starting(server):
-    """Refuse an occupied port at once, and say how many workers start and why."""
-    count = server.cfg.workers
-    if settings:
-        if not 1 <= count <= sizing.MAXIMUM:
-            settings.refuse("--workers", count, f"a whole number from 1 to {sizing.MAXIMUM}")
-        # A re-executed master (SIGUSR2) inherits the socket that it would find occupied.
-        if server.cfg.settings["bind"].get() == [bind] and "GUNICORN_PID" not in os.environ:
-            settings.require_free(host, int(port))
-    server.log.info("workers=%d (%s)", count, reason if count == workers else "command line")
-
-
-def when_ready(server):
-    """Freeze the heap that the workers will share, so that their collectors do not copy it."""
-    gc.collect()
-    gc.freeze()
-
-
-def post_request(worker, req, environ, resp):
-    """Read what the application left of a body, or closing would reset the connection under the answer.
-
-    A third of such answers got lost behind a proxy: Gunicorn itself reads no more than 64 KiB.
-    """
-    client = environ and environ.get("gunicorn.socket")  # none under asgi, which reads the rest itself
-    if client and (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
-        client.settimeout(1)
-        with contextlib.suppress(Exception):
-            for _ in range(16):
-                if not req.body.read(64 * 1024):
-                    break
-        client.settimeout(None)
-    if settings:
-        # The thread goes back to the pool: what it logs now belongs to no request.
-        peers.request_id.set("-")
-
-
-if settings:
-    # By its place, not by the working directory: --chdir may move that.
-    logconfig_json = os.path.join(os.path.dirname(settings.__file__), "logging.json")
-
-    class Logger(gunicorn.glogging.Logger):
-        """Gunicorn's logger, with an access line at a third of the cost and none for probes."""
-
-        @property
-        def access_log_enabled(self):
-            """Off under `asgi`, where serving/asgi.py writes the line."""
-            return self.cfg.worker_class_str != "asgi"
-
-        def access(self, resp, req, environ, request_time):
-            """Write one line through serving/logs.py."""
-            path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
-            seconds = request_time.total_seconds()
-            client, method = environ["REMOTE_ADDR"], environ["REQUEST_METHOD"]
-            logs.access(client, method, path, query, resp.status_code, resp.sent, seconds)
-
-    logger_class = Logger
-else:
-    accesslog = "-"
+try:
+    # Overrides workers, worker_class, preload_app, graceful_timeout, forwarded headers and logging.
+    from serving.gunicorn.configuration import *  # noqa: F403
+except ModuleNotFoundError as error:
+    if error.name != "serving":
+        raise

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -133,6 +134,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short round; writes nothing to results/")
     parser.add_argument("--only", default="", metavar="REGEX", help="only the modes whose name matches")
     options = parser.parse_args()
+    if not shutil.which("wrk"):
+        sys.exit("wrk not found: apt install wrk, or brew install wrk")
     modes = [mode for mode in MODES if re.search(options.only, mode.name)]
     for mode in [mode for mode in modes if mode.missing]:
         say(f"left out: {mode.name}: {mode.missing} is not installed for this Python")

@@ -1,4 +1,5 @@
-"""What both server families need: settings, worker sizing, health, trusted peers, logs.
+"""What runs between the application and the engine: settings, sizing, probes, trusted proxies, logs.
 
-Standard library only, so that the folder can be copied as it is into any project.
+Nothing but the standard library and the server that a module is for, so that the folder can be
+copied into any project as it is. Nothing here imports an application.
 """

@@ -3,6 +3,7 @@
 Uvicorn's own `proxy_headers` is off, so that the peer's address arrives here unchanged.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from time import perf_counter
 from typing import Any
@@ -38,7 +39,7 @@ class Service:
         if kind == "http" and scope["path"] in health.PATHS and scope["method"] in ("GET", "HEAD"):
             return await self.probe(scope["path"], send)
         start = perf_counter()
-        identity = self.identify(scope)
+        identity = await self.identify(scope)
         peers.request_id.set(identity)
         header = (_REQUEST_ID, identity.encode())
         scope["headers"].append(header)
@@ -62,9 +63,10 @@ class Service:
         else:
             await self.app(scope, receive, respond)
 
-    def identify(self, scope: Scope) -> str:
+    async def identify(self, scope: Scope) -> str:
         """Correct address and scheme in place from a trusted peer's headers; the request's id."""
-        peer = scope["client"][0] if scope.get("client") else ""
+        client = scope.get("client")
+        peer = client[0] if client else ""
         hops, scheme, candidate, headers = [], b"", None, []
         for name, value in scope["headers"]:
             if name == _REQUEST_ID:
@@ -76,16 +78,20 @@ class Service:
                 scheme = value
             headers.append((name, value))
         scope["headers"] = headers
+        if hops and (lookup := self.trusted.lookup(peer)):
+            await asyncio.wait([asyncio.wrap_future(lookup)], timeout=peers.LOOKUP_WAIT)
+        if client:
+            scope["client"] = (peers.plain(peer), client[1])
         if peer not in self.trusted:
             scope["headers"] = [pair for pair in headers if pair[0] not in _FORWARDED]
-            return peers.new_request_id(None)
+            return peers.request_id_for(None)
         if hops:
             # Port 0: the forwarded header does not carry the client's port.
-            scope["client"] = (self.trusted.client(peer, ",".join(hops)), 0)
+            scope["client"] = (self.trusted.client(peers.plain(peer), ",".join(hops)), 0)
         if scheme in (b"http", b"https"):
             plain = "ws" if scope["type"] == "websocket" else "http"
             scope["scheme"] = _SECURE[scope["type"]] if scheme == b"https" else plain
-        return peers.new_request_id(candidate)
+        return peers.request_id_for(candidate)
 
     async def probe(self, path: str, send: Send) -> None:
         """Answer /livez or /readyz."""

@@ -1,4 +1,4 @@
-"""Settings from the environment; a wrong value ends the start with one line.
+"""Settings from the environment; a wrong value stops the start with one line.
 
 An empty variable counts as unset, because Compose passes `NAME=` for a bare `NAME:`.
 """
@@ -12,10 +12,9 @@ from typing import NoReturn, overload
 
 
 class SettingError(SystemExit):
-    """A setting that can not be used; the message names it, its value and what is allowed.
+    """A setting that cannot be used; the message names it, its value and what is allowed.
 
-    A `SystemExit`: wherever it is raised during a start, Python prints the message
-    without a traceback and exits with code 1.
+    A `SystemExit`, so that Python prints the message without a traceback and exits with code 1.
     """
 
 
@@ -76,10 +75,10 @@ def choice(name: str, options: Sequence[str], default: str) -> str:
     return value
 
 
-def flag(name: str) -> bool:
-    """True for 1, true, yes, on; False for 0, false, no, off or unset."""
+def flag(name: str, default: bool = False) -> bool:
+    """True for 1, true, yes, on; False for 0, false, no, off; `default` when unset."""
     words = ("1", "true", "yes", "on", "0", "false", "no", "off")
-    return words.index(choice(name, words, "off")) < 4
+    return words.index(choice(name, words, "on" if default else "off")) < 4
 
 
 def words(name: str, default: str) -> list[str]:
@@ -90,7 +89,7 @@ def words(name: str, default: str) -> list[str]:
 def secret(name: str) -> str:
     """The variable's value, or the content of the file named by NAME_FILE, or "".
 
-    Raises SettingError when both are set, or when the file can not be read or is empty.
+    Raises SettingError when both are set, or when the file cannot be read or is empty.
     """
     value, path = text(name), text(f"{name}_FILE")
     if value and path:
@@ -108,7 +107,7 @@ def secret(name: str) -> str:
 
 
 def unset_empty(*names: str) -> None:
-    """Remove those variables that are set to nothing, for a library that would read them."""
+    """Remove those of the variables that are empty, for a library that would read them."""
     for name in names:
         if not text(name):
             os.environ.pop(name, None)
@@ -117,15 +116,15 @@ def unset_empty(*names: str) -> None:
 def require_free(host: str, port: int) -> None:
     """Raise SettingError unless a server can listen on `host`:`port` now.
 
-    Gunicorn alone would retry for five seconds and then end without the setting's name.
+    Gunicorn itself would retry for five seconds and then stop without naming the setting.
     """
-    if not 0 <= port <= 65535:
-        refuse("PORT", port, "a whole number from 0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        # As the servers do: an address in TIME_WAIT is free.
+        # The servers do the same: an address in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             refuse("HOST and PORT", f"{host}:{port}", f"free to listen on ({error.strerror})")
+        except OverflowError:
+            refuse("PORT", port, "a whole number from 0 to 65535")

@@ -1,8 +1,8 @@
-"""How many worker processes fit: a pure function of workload, CPUs and memory.
+"""How many worker processes fit: a pure function of workload, CPUs, memory and process ids.
 
-The machine's cores are the wrong number inside a limited container, so the limits come
-from the control groups: https://docs.kernel.org/admin-guide/cgroup-v2.html (`cpu.max`,
-`memory.max`) and, for version 1, `cpu.cfs_quota_us` and `memory.limit_in_bytes`.
+The machine's cores are the wrong number inside a limited container, so the limits come from the
+control groups: https://docs.kernel.org/admin-guide/cgroup-v2.html (`cpu.max`, `memory.max`,
+`pids.max`) and, for version 1, `cpu.cfs_quota_us` and `memory.limit_in_bytes`.
 """
 
 import os
@@ -15,15 +15,22 @@ from serving import settings
 
 MEBIBYTE = 1024 * 1024
 
-# Workload -> (workers per CPU, workers on top). 2n for mixed and 2n+1 for cpu brought nothing over
-# n+1 but memory (docs/choosing.md).
+# Workload -> (workers per CPU, workers in addition). docs/choosing.md has measurements.
 FORMULAS = {"mixed": (1, 1), "cpu": (1, 1), "io": (4, 1), "asyncio": (1, 0)}
 
-# With neither a CPU nor a memory limit, an 80-core node would start 160 workers.
+# Without a CPU limit, a node with 80 cores would start 81 workers for each of its containers.
 UNLIMITED_CAP = 12
 
 # More workers than this on one machine are a typing error.
 MAXIMUM = 512
+
+# The kernel counts every thread as a process id. A worker has its main thread, the threads that
+# serve, and those for probes, for checks and for name resolution; a child process may add some.
+# 40 is what Starlette runs functions that are not coroutines in.
+SERVING_THREADS = {"mixed": 6, "cpu": 6, "io": 6, "asyncio": 40}
+OTHER_THREADS = 4
+# Process ids for the parent, a health check and `docker exec`.
+OTHER_PROCESSES = 16
 
 # Version 1 says "no limit" with the largest multiple of a page below 2**63.
 NO_MEMORY_LIMIT = 2**60
@@ -39,47 +46,71 @@ class Sizing:
 
 @dataclass(frozen=True)
 class Limits:
-    """What this process may use: CPUs (a fraction counts), memory in bytes or None."""
+    """What this process may use: CPUs (a fraction counts), bytes of memory and process ids, or None."""
 
     cpus: float
     memory: int | None
     cpu_limited: bool
+    pids: int | None = None
 
 
-def plan(workload: str, limits: Limits, worker_memory: int) -> Sizing:
-    """The workers for `workload` (a key of FORMULAS) under `limits`; at least one.
+def plan(workload: str, available: Limits, worker_memory: int) -> Sizing:
+    """The workers for `workload` (a key of FORMULAS) under `available`; at least one.
 
     `worker_memory` is what one worker needs, in bytes. A fraction of a worker is rounded up.
     """
     per_cpu, extra = FORMULAS[workload]
-    wanted = max(1, ceil(per_cpu * limits.cpus + extra))
-    reason = f"{workload}: {per_cpu} x {limits.cpus:g} CPU + {extra} = {wanted}"
-    if limits.memory is not None:
-        fit = max(1, limits.memory // worker_memory)
-        reason += f", memory {limits.memory // MEBIBYTE} / {worker_memory // MEBIBYTE} MiB = {fit}"
-    elif not limits.cpu_limited:
-        fit = UNLIMITED_CAP
-        reason += f", at most {fit} without a limit"
-    else:
-        fit = wanted
-    return Sizing(min(wanted, fit), reason)
+    count = max(1, ceil(per_cpu * available.cpus + extra))
+    reason = f"{workload}: {per_cpu} x {available.cpus:g} CPU + {extra} = {count}"
+    if available.memory is not None:
+        fit = max(1, available.memory // worker_memory)
+        reason += f", memory {available.memory // MEBIBYTE} / {worker_memory // MEBIBYTE} MiB = {fit}"
+        count = min(count, fit)
+    if not available.cpu_limited:
+        reason += f", at most {UNLIMITED_CAP} without a CPU limit"
+        count = min(count, UNLIMITED_CAP)
+    if available.pids is not None:
+        threads = SERVING_THREADS[workload]
+        fit = fitting(available.pids, threads)
+        if fit < count:
+            reason += f", pids ({available.pids} - {OTHER_PROCESSES}) / {threads + OTHER_THREADS} = {fit}"
+            count = fit
+    return Sizing(count, reason)
+
+
+def fitting(pids: int, threads: int) -> int:
+    """How many workers with so many threads that serve have room in `pids`; at least one."""
+    return max(1, (pids - OTHER_PROCESSES) // (threads + OTHER_THREADS))
+
+
+def check(name: str, count: int, threads: int, available: Limits) -> None:
+    """Raise SettingError unless `count` workers are possible; `name` is where the number is from."""
+    if not 1 <= count <= MAXIMUM:
+        settings.refuse(name, count, f"a whole number from 1 to {MAXIMUM}")
+    if available.pids is not None and count > (fit := fitting(available.pids, threads)):
+        reason = f"each has {threads + OTHER_THREADS} threads, and pids.max is {available.pids}"
+        settings.refuse(name, count, f"at most {fit}: {reason}")
 
 
 def limits(root: Path = Path("/")) -> Limits:
-    """This process's limits, read below `root`; unreadable or absurd values count as no limit."""
+    """This process's limits, read below `root`; a value that is unreadable or absurd is no limit."""
     try:
         machine = float(len(os.sched_getaffinity(0)))
     except AttributeError:  # macOS
         machine = float(os.cpu_count() or 1)
     quotas = [*_cpu_quotas(root)]
     memory = [*_memory_limits(root)]
-    return Limits(min([machine, *quotas]), min(memory, default=None), bool(quotas))
+    pids = [*_pid_limits(root)]
+    return Limits(min([machine, *quotas]), min(memory, default=None), bool(quotas), min(pids, default=None))
 
 
-def workers(*, workload: str | None = None, configured: int | None = None) -> Sizing:
-    """The sizing for this start: WEB_CONCURRENCY, else `configured` (a file's), else computed.
+def workers(
+    *, workload: str | None = None, configured: int | None = None, available: Limits | None = None
+) -> Sizing:
+    """The sizing for this start: WEB_CONCURRENCY, otherwise `configured` (by a file), otherwise computed.
 
-    `workload` overrules the WORKLOAD variable. Raises SettingError for a wrong variable.
+    `workload` overrides the WORKLOAD variable, `available` what this process's control groups say.
+    Raises SettingError for a wrong variable.
     """
     chosen = web_concurrency()
     if chosen:
@@ -87,9 +118,9 @@ def workers(*, workload: str | None = None, configured: int | None = None) -> Si
     if configured:
         return Sizing(configured, "configuration file")
     name = settings.choice("WORKLOAD", tuple(FORMULAS), "mixed")
-    # A worker of the applications here takes 19 to 46 MiB at rest (PSS); a grown one, more.
-    memory = settings.integer("WORKER_MEMORY_MB", 128, minimum=16, maximum=1_048_576) or 128
-    return plan(workload or name, limits(), memory * MEBIBYTE)
+    # Generous: docs/choosing.md says what a worker of each application takes at rest.
+    memory = settings.integer("WORKER_MEMORY_MB", 128, minimum=16, maximum=1_048_576)
+    return plan(workload or name, available or limits(), memory * MEBIBYTE)
 
 
 def web_concurrency() -> int | None:
@@ -109,6 +140,13 @@ def _memory_limits(root: Path) -> Iterator[int]:
     for group in _groups(root, "memory"):
         limit, *_ = _numbers(group / "memory.max") or _numbers(group / "memory.limit_in_bytes") or (0,)
         if 0 < limit < NO_MEMORY_LIMIT:
+            yield limit
+
+
+def _pid_limits(root: Path) -> Iterator[int]:
+    for group in _groups(root, "pids"):
+        limit, *_ = _numbers(group / "pids.max") or (0,)
+        if limit > 0:
             yield limit
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from serving import health, peers
 
@@ -11,6 +13,14 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 _FORWARDED = tuple(f"HTTP_{name.upper().replace('-', '_')}" for name in peers.FORWARDED)
+
+
+class ApplicationError(Exception):
+    """What Gunicorn gets instead of an OSError or a SystemExit that leaves the application.
+
+    It would take the first for an error of the client's connection and close that without an
+    answer; a refused connection to another service is an OSError. The second would end the worker.
+    """
 
 
 class Service:
@@ -25,7 +35,7 @@ class Service:
         """Answer a probe, or let the application answer."""
         # Before the application: a probe's Host header is an address that it may refuse.
         if environ["PATH_INFO"] in health.PATHS and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            return self.probe(environ, start_response)
+            return self.probe(environ["PATH_INFO"], start_response)
         identity = self.identify(environ)
         environ["HTTP_X_REQUEST_ID"] = identity
         peers.request_id.set(identity)
@@ -33,29 +43,75 @@ class Service:
         def respond(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             return start_response(status, [*headers, ("X-Request-ID", identity)], *error)
 
-        # Returned as it is: a wrapper would hide wsgi.file_wrapper and end sendfile.
-        return self.app(environ, respond)
+        try:
+            body = self.app(environ, respond)
+        except (OSError, SystemExit) as error:
+            translate(error)
+        # A file is returned as it is: the server sends it without reading it (sendfile).
+        wrapper = environ.get("wsgi.file_wrapper")
+        return body if isinstance(wrapper, type) and isinstance(body, wrapper) else Body(body)
 
     def identify(self, environ: WSGIEnvironment) -> str:
         """Correct address and scheme in place from a trusted peer's headers; the request's id."""
         peer = environ.get("REMOTE_ADDR", "")
-        if peer not in self.trusted:
+        forwarded_for = environ.get("HTTP_X_FORWARDED_FOR", "")
+        if peer not in self.trusted and not (forwarded_for and self.trusted.after_lookup(peer)):
             for name in _FORWARDED:
                 environ.pop(name, None)
-            return peers.new_request_id(None)
-        if forwarded_for := environ.get("HTTP_X_FORWARDED_FOR"):
-            environ["REMOTE_ADDR"] = self.trusted.client(peer, forwarded_for)
+            environ["REMOTE_ADDR"] = peers.plain(peer)
+            return peers.request_id_for(None)
+        environ["REMOTE_ADDR"] = self.trusted.client(peers.plain(peer), forwarded_for)
         if (scheme := environ.get("HTTP_X_FORWARDED_PROTO")) in ("http", "https"):
             environ["wsgi.url_scheme"] = scheme
-        return peers.new_request_id(environ.get("HTTP_X_REQUEST_ID"))
+        return peers.request_id_for(environ.get("HTTP_X_REQUEST_ID"))
 
-    def probe(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def probe(self, path: str, start_response: StartResponse) -> Iterable[bytes]:
         """Answer /livez or /readyz."""
-        path = environ["PATH_INFO"]
         failures = self.checks.failures() if path == health.READY else {}
         status, headers, body = health.answer(path, failures)
         start_response("200 OK" if status == 200 else "503 Service Unavailable", headers)
         return [body]
+
+
+class Body:
+    """A response's body whose OSError or SystemExit is an ApplicationError."""
+
+    def __init__(self, body: Iterable[bytes]) -> None:
+        self._body = body
+        self._chunks = iter(body)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._chunks)
+        except (OSError, SystemExit) as error:
+            translate(error)
+
+    def close(self) -> None:
+        """Close the application's body."""
+        if close := getattr(self._body, "close", None):
+            close()
+
+
+def translate(error: OSError | SystemExit) -> NoReturn:
+    """Raise an ApplicationError, unless the error is the server's own."""
+    # In the main thread, a sync worker that timed out is ended by a SystemExit.
+    ends_worker = isinstance(error, SystemExit) and threading.current_thread() is threading.main_thread()
+    if ends_worker or raised_by_server(error):
+        raise error
+    raise ApplicationError(f"{type(error).__name__} left the application") from error
+
+
+def raised_by_server(error: BaseException | None) -> bool:
+    """Whether the error began where Gunicorn reads the request's body: the client is gone."""
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_globals.get("__name__", "").startswith("gunicorn."):
+                return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def service(application: str) -> Service:

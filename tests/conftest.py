@@ -1,18 +1,70 @@
-"""The fixtures that start servers, processes and containers for the tests."""
+"""The fixtures that start servers, processes and containers, and the marks that follow from them."""
 
 import os
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 
 import httpx2
 import pytest
 
-# The names that are not used here are for modules that have not been moved to tests.support yet.
-from tests.support.commands import ROOT, answers, free_port, lacking, poll, run  # noqa: F401
+from tests.support.commands import ROOT, STARTED, lacking
 from tests.support.containers import Containers
-from tests.support.processes import PROGRAMS, Processes, Stack  # noqa: F401
-from tests.support.servers import Server  # noqa: F401
+from tests.support.processes import Processes, Stack
+from tests.support.servers import Server
+
+# Started once per pytest-xdist worker and used by many files: their tests run in the same worker.
+SHARED = ("containers", "hybrid", "processes")
+BEFORE = pytest.StashKey[tuple[float, int]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marks; none of them has to be written at a test."""
+    config.addinivalue_line("markers", "containers: needs a container engine")
+    config.addinivalue_line("markers", "slow: not part of `make test`")
+    config.addinivalue_line("markers", "alone: measures time or memory under load; nothing runs next to it")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """With `-n auto`, two workers per CPU: most tests wait most of the time."""
+    return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark by fixture and folder, and keep the tests that share a stack in one worker."""
+    for item in items:
+        runtime = item.callspec.params.get("stack") if hasattr(item, "callspec") else None
+        names = {runtime, *getattr(item, "fixturenames", ())}
+        folder = item.path.parent.relative_to(ROOT / "tests").as_posix()
+        if names & {"engine", "containers"}:
+            item.add_marker("containers")
+        if folder == "repository" or item.get_closest_marker("alone"):
+            item.add_marker("slow")
+        shared = next((name for name in SHARED if name in names), "")
+        if shared or folder in ("containers", "edge", "repository"):
+            item.add_marker(pytest.mark.xdist_group(shared or item.path.stem))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Remember what was started before the test."""
+    item.stash[BEFORE] = (time.time(), len(STARTED))
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Show the log of every server, process and container that a failing test used."""
+    report = yield
+    if report.failed:
+        since, number = item.stash[BEFORE]
+        used = {id(value): value for value in [*getattr(item, "funcargs", {}).values(), *STARTED[number:]]}
+        for server in used.values():
+            if isinstance(server, Server | Containers | Processes):
+                report.sections.append((f"log of {server.name}", server.recent_log(since)))
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -44,9 +96,20 @@ def engine() -> None:
 @pytest.fixture(scope="session")
 def containers(engine: None) -> Iterator[Containers]:
     """Every service in its container; shared, so leave it as it was."""
-    stack = Containers(COMPOSE_PROFILES="*")
+    stack = Containers()
     try:
         stack.up()
+        yield stack
+    finally:
+        stack.down()
+
+
+@pytest.fixture(scope="session")
+def hybrid(engine: None) -> Iterator[Containers]:
+    """The edge and FastAPI alone, in Uvicorn workers under Gunicorn; shared, so leave it as it was."""
+    stack = Containers(FASTAPI_TARGET="fastapi-hybrid")
+    try:
+        stack.up("fastapi")
         yield stack
     finally:
         stack.down()

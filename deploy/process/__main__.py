@@ -15,8 +15,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from deploy.process import environment
+from deploy.process.servers import SERVICES, TARGETS
+from serving import settings
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / ".run"
@@ -24,36 +27,16 @@ SOCKET = RUN / "supervisor.sock"
 # Bytes; a limit of the kernel, see unix(7).
 LONGEST_SOCKET_PATH = 107
 
-GUNICORN = ("serving.gunicorn",)
-# Service -> the module and the arguments of its server.
-SERVERS: dict[str, tuple[str, ...]] = {
-    "django": (*GUNICORN, "wsgi_app.django_site.wsgi"),
-    "flask": (*GUNICORN, "wsgi_app.flask_site"),
-    "fastapi": ("serving.uvicorn",),
-}
-# FASTAPI_TARGET -> another server for fastapi, and its workload.
-HYBRID = (*GUNICORN, "--worker-class", "serving.uvicorn.worker.Worker", "asgi_app.main:app")
 
-
-def server_command(service: str, variables: dict[str, str]) -> tuple[str, ...]:
-    """What follows `python -m` for this service; changes `variables` where the image would."""
-    if service == "fastapi" and variables.get("FASTAPI_TARGET") == "fastapi-hybrid":
-        variables["WORKLOAD"] = "asyncio"
-        return HYBRID
-    return SERVERS[service]
-
-
-def control(*arguments: str) -> int:
-    """Call supervisorctl; its exit code."""
-    program = ROOT / ".venv/bin/supervisorctl"
-    return subprocess.call([program, "-c", "deploy/process/supervisord.conf", *arguments], cwd=ROOT)
+def supervisor(program: str, *arguments: str, **options: Any) -> int:
+    """Call supervisord or supervisorctl; its exit code."""
+    command = [f".venv/bin/{program}", "--configuration", "deploy/process/supervisord.conf"]
+    return subprocess.call([*command, *arguments], cwd=ROOT, **options)
 
 
 def supervisor_answers() -> bool:
     """Whether supervisor runs already."""
-    program = ROOT / ".venv/bin/supervisorctl"
-    command = [program, "-c", "deploy/process/supervisord.conf", "pid"]
-    return SOCKET.exists() and not subprocess.run(command, cwd=ROOT, capture_output=True).returncode
+    return SOCKET.exists() and not supervisor("supervisorctl", "pid", stdout=subprocess.DEVNULL)
 
 
 def up(switches: dict[str, str]) -> None:
@@ -62,15 +45,14 @@ def up(switches: dict[str, str]) -> None:
         sys.exit(f"{ROOT}: the path is too long: {SOCKET} must be at most {LONGEST_SOCKET_PATH} bytes")
     os.environ |= switches
     variables = environment.deployment(ROOT)
-    addresses = {name: f"http://127.0.0.1:{variables[f'{name.upper()}_PORT']}" for name in SERVERS}
+    addresses = {name: f"http://127.0.0.1:{variables[f'{name.upper()}_PORT']}" for name in SERVICES}
     RUN.mkdir(exist_ok=True)
     if not supervisor_answers():
         prepare_django()
-        program = ROOT / ".venv/bin/supervisord"
-        command = [program, "-c", "deploy/process/supervisord.conf"]
-        subprocess.run(command, cwd=ROOT, env=variables, check=True)
+        if code := supervisor("supervisord", env=variables):
+            sys.exit(code)
     try:
-        if control("start", "all"):
+        if supervisor("supervisorctl", "start", "all"):
             sys.exit(1)
         for name, address in addresses.items():
             # With reloading on, a broken application shows its traceback and waits for an edit.
@@ -86,11 +68,11 @@ def up(switches: dict[str, str]) -> None:
 
 def prepare_django() -> None:
     """Migrate the database and collect the static files, as the migrate service and the image do."""
-    manage("migrate", "--noinput")
-    manage("collectstatic", "--noinput", "--verbosity", "0")
+    manage_django("migrate", "--noinput")
+    manage_django("collectstatic", "--noinput", "--verbosity", "0")
 
 
-def manage(*arguments: str) -> None:
+def manage_django(*arguments: str) -> None:
     """Run a Django command; end with its exit code if it fails."""
     variables = environment.of_service(ROOT, "django")
     command = [sys.executable, "-m", "wsgi_app.django_site", *arguments]
@@ -117,7 +99,7 @@ def down() -> None:
     if not supervisor_answers():
         SOCKET.unlink(missing_ok=True)
         return
-    control("shutdown")
+    supervisor("supervisorctl", "shutdown")
     while SOCKET.exists():
         time.sleep(0.2)
 
@@ -130,8 +112,12 @@ def follow_logs() -> None:
 def run(service: str) -> None:
     """Replace this process by the service's server."""
     variables = environment.of_service(ROOT, service)
-    command = server_command(service, variables)
-    os.execve(sys.executable, [sys.executable, "-m", *command], variables)
+    target = variables.get(f"{service.upper()}_TARGET") or service
+    if target not in TARGETS:
+        settings.refuse(f"{service.upper()}_TARGET", target, f"one of {', '.join(TARGETS)}")
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
+    command = TARGETS[target].split()
+    os.execvpe(command[0], command, variables)
 
 
 def main() -> None:
@@ -143,7 +129,7 @@ def main() -> None:
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=("up", "dev", "down", "logs", "run", "manage"))
+    parser.add_argument("command")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     match options.command:
@@ -157,8 +143,10 @@ def main() -> None:
             follow_logs()
         case "run":
             run(*options.arguments)
-        case "manage":
-            manage(*options.arguments)
+        case "manage":  # Django
+            manage_django(*options.arguments)
+        case unknown:
+            parser.error(f"unknown command {unknown!r}")
 
 
 if __name__ == "__main__":

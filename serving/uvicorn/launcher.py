@@ -154,6 +154,7 @@ def serve(size: sizing.Sizing, **options: Any) -> None:
     # This also configures logging.
     config = uvicorn.Config(**config_options(options))
     workers = config.workers
+    sizing.check("--workers", workers, sizing.SERVING_THREADS["asyncio"], sizing.limits())
     reason = size.reason if workers == size.workers else "command line or UVICORN_WORKERS"
     logging.getLogger("uvicorn.error").info("workers=%d (%s)", workers, reason)
     by_address = config.uds is None and config.fd is None

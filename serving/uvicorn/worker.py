@@ -9,7 +9,7 @@ from typing import Any, override
 
 from uvicorn_worker import UvicornWorker
 
-from serving.reload import Reloadable
+from serving.gunicorn.reload import Reloadable
 from serving.uvicorn import launcher, supervisor
 from serving.uvicorn.supported import check_overrides
 

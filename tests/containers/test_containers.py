@@ -181,7 +181,7 @@ def test_workers_at_the_default_limits(containers: Containers) -> None:
     for service in containers.urls:
         assert_workers(containers, service)
         if server(containers, service) == "serving.gunicorn":
-            wanted = "serving.gthread.Worker"
+            wanted = "serving.gunicorn.worker.Worker"
             wanted = "serving.uvicorn.worker.Worker" if "hybrid" in service else wanted
             assert f"Using worker: {wanted}" in containers.log(service), service
 

@@ -223,7 +223,7 @@ def test_no_layer_holds_a_secret(images: dict[str, Image]) -> None:
         assert set(values) <= {"build"}, service
 
 
-def test_a_running_service_shows_no_secret(containers: Containers) -> None:
+def test_the_key_of_django_is_shown_nowhere(containers: Containers) -> None:
     """Neither `docker inspect` nor a log has Django's key, and no variable carries a secret."""
     key = containers.exec("django", "cat", "/data/secret_key").strip()
     assert len(key) > 50

@@ -168,13 +168,13 @@ def test_a_slow_body_has_fifteen_seconds(containers: Containers, browser: Browse
             for framing, rest in ((sized, "1"), (chunked, "1\r\n1\r\n0\r\n\r\n")):
                 whole.append(pool.submit(send, url, f"PUT /whole-{service} {framing}", 5, rest))
         # The deadline is for bodies alone: an answer goes on after it, over HTTP/1.1 too.
-        events = pool.submit(
-            httpx2.get, containers.urls["fastapi"] + "/events?count=3&interval=8", timeout=30
-        )
+        if "fastapi" in urls:
+            events = pool.submit(httpx2.get, urls["fastapi"] + "/events?count=3&interval=8", timeout=30)
     problem = '{"title": "Request Timeout", "status": 408}'
     assert {(b"408", problem): len(late)} == Counter(future.result() for future in late)
     assert {future.result()[0] for future in whole} <= {b"403", b"404", b"405"}
-    assert events.result().text.count("data:") == 3
+    if "fastapi" in urls:
+        assert events.result().text.count("data:") == 3
     log = containers.log()
     assert [service for service in urls if log.count(f'"PUT /whole-{service}"') != 2] == []
     assert "/late" not in "".join(containers.log(service) for service in containers.urls)
@@ -190,14 +190,14 @@ def test_an_answer_before_the_end_of_a_body_arrives(containers: Containers, plai
         assert {expected: 30} == Counter(answers), service
 
 
-def test_what_compresses_is_compressed_once(browser: Browser) -> None:
+def test_json_of_flask_is_compressed_once(browser: Browser) -> None:
     """A long JSON document by the edge, a short one by nobody."""
     packed = browser.ask("flask", "/echo", "POST", json="x" * 10_000, headers={"accept-encoding": "gzip"})
     assert (packed.headers.get_list("content-encoding"), packed.json()["echo"]) == (["gzip"], "x" * 10_000)
     assert "content-encoding" not in browser.ask("flask").headers
 
 
-def test_a_static_file_is_not_compressed_again(browser: Browser) -> None:
+def test_a_static_file_of_django_is_not_compressed_again(browser: Browser) -> None:
     """It comes from the application as it is packed there."""
     style = re.search(r'href="(/static/\S+\.css)"', browser.ask("django").text)
     assert style
@@ -235,7 +235,7 @@ def test_the_access_log_is_json_with_the_applications_request_id(browser: Browse
     assert identity in browser.stack.log(ANY)
 
 
-def test_a_form_works_over_tls_and_its_cookies_stay_there(browser: Browser) -> None:
+def test_a_form_of_django_works_over_tls_and_its_cookies_stay_there(browser: Browser) -> None:
     """CSRF holds, cookies are Secure and no redirect leads out of TLS."""
     page = browser.ask("django")
     token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', page.text)
@@ -253,10 +253,10 @@ def test_a_form_works_over_tls_and_its_cookies_stay_there(browser: Browser) -> N
         assert not answer.headers.get("location", "").startswith("http:")
 
 
-def test_a_session_stays_in_tls(browser: Browser) -> None:
+def test_a_session_of_django_stays_in_tls(browser: Browser) -> None:
     """Whoever enters the admin gets a cookie that no script, no other site and no plain HTTP sees."""
     password = {"DJANGO_SUPERUSER_PASSWORD": "only here"}
-    browser.stack.manage("createsuperuser --noinput --username ada --email ada@localhost", **password)
+    browser.stack.manage_django("createsuperuser --noinput --username ada --email ada@localhost", **password)
     page = browser.ask("django", "/admin/login/")
     token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', page.text)[1]
     form = {"username": "ada", "password": "only here", "csrfmiddlewaretoken": token, "next": "/admin/"}

@@ -213,7 +213,7 @@ class Load:
         return f"{requests}, WebSockets {dict(self.codes)}, away for {worst:.1f} s"
 
 
-def kept(stack: Containers) -> Counter[str]:
+def guestbook_messages(stack: Containers) -> Counter[str]:
     """How often each message stands in the guestbook."""
     program = "from wsgi_app.django_site.models import Entry; print(*Entry.objects.values_list('message'))"
     shell = ("python", "-m", "wsgi_app.django_site", "shell", "--verbosity", "0", "--command", program)
@@ -247,7 +247,9 @@ def test_a_new_version_and_the_way_back_lose_nothing(deployment: Deployment) -> 
     assert load.sent.keys() == received.keys()
     if "django" in deployment.urls:
         posts = [request.split()[1] for request, service in load.sent.items() if service == "django"]
-        assert kept(deployment) == {identity: 1 for identity in posts if f"POST {identity}" in load.sent}
+        assert guestbook_messages(deployment) == {
+            identity: 1 for identity in posts if f"POST {identity}" in load.sent
+        }
     assert load.codes.keys() <= {1001, 1012}
     assert max(load.absences, default=0) < 30
     before.pop("migrate-1", None)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,6 @@ def test_every_make_command_of_the_readme_exists() -> None:
         run("make", "--dry-run", target, "RUNTIME=process")
     listed = run("make", "help")
     assert all(f"  {target} " in listed for target in named)
-
-
-def test_the_docker_command_of_the_readme_builds(engine: None) -> None:
-    """`docker build` as the README writes it."""
-    commands = [line for line in COMMANDS if line.startswith("docker build ")]
-    assert commands
-    for command in commands:
-        run(*shlex.split(command), "--quiet")
 
 
 def test_the_copied_env_example_changes_nothing(containers: Containers) -> None:

@@ -6,15 +6,10 @@ import httpx2
 import pytest
 
 from tests.support.commands import poll
-from tests.support.processes import Stack
+from tests.support.processes import JSON, Stack
 from tests.support.servers import Server
 
 MEBIBYTE = 1024 * 1024
-# Service -> its module and the name of the framework's object in it, and how a server runs a module.
-FRAMEWORKS = {
-    "flask": ("wsgi_app.flask_site", "app", "application", "serving.gunicorn"),
-    "fastapi": ("asgi_app.main", "api", "app", "asgi_app"),
-}
 
 
 def speaking(stack: Stack) -> list[str]:
@@ -52,10 +47,10 @@ def test_echo_returns_the_document(stack: Stack, http: httpx2.Client) -> None:
             assert {"echo": value} == http.post(url + "/echo", json=value).json()
 
 
-@pytest.mark.parametrize("app", FRAMEWORKS)
+@pytest.mark.parametrize("app", JSON)
 def test_an_unforeseen_error_is_answered_without_a_trace_and_logged_with_it(app: str, tmp_path) -> None:
     """500 as a problem document; the traceback stands in the log, with the request's id."""
-    package, inner, outer, server_module = FRAMEWORKS[app]
+    package, inner, outer, server_module = JSON[app]
     (tmp_path / "broken.py").write_text(
         f"import {package} as site\n"
         f"@site.{inner}.get('/broken')\n"

@@ -8,14 +8,11 @@ import pytest
 from serving import peers
 from tests.support.commands import poll
 from tests.support.containers import Containers
-from tests.support.processes import PROGRAMS
+from tests.support.processes import JSON, PROGRAMS
 from tests.support.servers import Server
 
 # The services whose page says who asks.
-APPS = {
-    "flask": PROGRAMS["flask"],
-    "fastapi": PROGRAMS["fastapi"],
-}
+APPS = {service: PROGRAMS[service] for service in JSON}
 FORGED = {
     "X-Forwarded-For": "198.51.100.66",
     "X-Forwarded-Proto": "https",

@@ -7,16 +7,11 @@ import httpx2
 import pytest
 
 from tests.support.commands import HOUSEKEEPING, ROOT, poll
-from tests.support.processes import EDITS, SWITCHES
+from tests.support.processes import EDITS, JSON, PROGRAMS, SWITCHES
 from tests.support.servers import Server
 
-SERVERS = {
-    "flask": ("serving.gunicorn", "wsgi_app.flask_site"),
-    "fastapi": ("serving.uvicorn",),
-}
 
-
-@pytest.mark.parametrize("service", SERVERS)
+@pytest.mark.parametrize("service", JSON)
 def test_no_edit_is_lost_while_the_application_loads(service: str, tmp_path: Path) -> None:
     """A server that starts with broken code waits for better code; so it does for what follows at once."""
     copy = Path(shutil.copytree(ROOT, tmp_path / "copy", ignore=HOUSEKEEPING))
@@ -25,7 +20,7 @@ def test_no_edit_is_lost_while_the_application_loads(service: str, tmp_path: Pat
     (copy / name).write_text("import nothing")
     # Uvicorn itself would look only 3 s after a start which file is how old.
     environ = {key: value or "" for key, value in SWITCHES.items()} | {"UVICORN_RELOAD_DELAY": "3"}
-    with Server(*SERVERS[service], cwd=copy, **environ) as server:
+    with Server(*PROGRAMS[service], cwd=copy, **environ) as server:
         poll(lambda: "ModuleNotFoundError" in server.log(), 60, server.log)
         (copy / name).write_text(original)
         server.wait()

@@ -70,7 +70,7 @@ def test_the_admin_lets_a_new_superuser_in(stack: Stack, http: httpx2.Client) ->
     """Createsuperuser works in both runtimes, and the guestbook is in the admin."""
     url = stack.urls["django"]
     arguments = "createsuperuser --noinput --username root --email root@example.org"
-    stack.manage(arguments, DJANGO_SUPERUSER_PASSWORD="correct horse battery")
+    stack.manage_django(arguments, DJANGO_SUPERUSER_PASSWORD="correct horse battery")
     login = f"{url}/admin/login/"
     token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', http.get(login).text)
     assert token

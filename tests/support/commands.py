@@ -1,11 +1,15 @@
 """Run commands, wait for something, and find free ports."""
 
+import fcntl
 import os
+import random
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,18 +18,35 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HOUSEKEEPING = shutil.ignore_patterns(".git", ".venv", ".run", ".data", ".env", ".*_cache", "__pycache__")
-GIVEN: set[int] = set()
+
+
+def _ports() -> Iterator[int]:
+    """Ports below those that the kernel gives to outgoing connections, shared out among the workers."""
+    # gw0, gw1, ... with pytest-xdist: each takes every n-th port, so that no two try the same one.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = range(10_000 + worker, 32_000, workers)
+    # Somewhere, so that another run on this machine is elsewhere.
+    start = random.SystemRandom().randrange(len(ports))
+    yield from ports[start:]
+    yield from ports[:start]
+
+
+PORTS = _ports()
+# Every server, process group and Compose project that was started, for the logs of a failing test.
+STARTED: list[Any] = []
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on; never twice, as they are used later."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    if port in GIVEN:
-        return free_port()
-    GIVEN.add(port)
-    return port
+    """A port of 127.0.0.1 that nothing listens on; never twice, as the ports are used later."""
+    for port in PORTS:
+        try:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return port
+    raise AssertionError("no free port left")
 
 
 def poll(check: Callable[[], Any], seconds: float = 20, log: Callable[[], str] = str) -> Any:
@@ -45,6 +66,20 @@ def run(*command: str | Path, expect: int | None = 0, **options: Any) -> str:
     if expect is not None and result.returncode != expect:
         pytest.fail(f"{command}: exit code {result.returncode}, expected {expect}\n{result.stdout}")
     return result.stdout
+
+
+@contextmanager
+def one_at_a_time(what: str) -> Iterator[None]:
+    """Hold off the other workers of this test run meanwhile."""
+    test_run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    with (Path(tempfile.gettempdir()) / f"pytest-{test_run}-{what}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def last_lines(text: str, count: int = 100) -> str:
+    """The end of a log."""
+    return "\n".join(text.splitlines()[-count:])
 
 
 def lacking(reason: str) -> NoReturn:

@@ -9,7 +9,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.support.commands import HOUSEKEEPING, ROOT, addresses, answers, free_port, poll, run
+from tests.support.commands import (
+    HOUSEKEEPING,
+    ROOT,
+    STARTED,
+    addresses,
+    answers,
+    free_port,
+    one_at_a_time,
+    poll,
+    run,
+)
 
 # Passes connections on to the services, each on a port of its own: a neighbour in the network.
 RELAY = """
@@ -81,6 +91,8 @@ class Containers:
         self.urls = addresses(self.services, self.ports)
         self._direct: dict[str, str] = {}
         self.neighbours: list[str] = []
+        self.name = f"the containers of {self.project}"
+        STARTED.append(self)
 
     def compose(self, *arguments: str, **options: Any) -> str:
         """The output of `docker compose ARGUMENTS` for this project."""
@@ -94,7 +106,10 @@ class Containers:
     def up(self, *services: str, **options: Any) -> str:
         """Build, start and wait, also for what stands before the services; fails with the logs."""
         services = ("edge", *services) if services else ()
-        output = self.compose("up", "--build", "--detach", "--wait", *services, expect=None, **options)
+        # The first worker builds, the others find its layers.
+        with one_at_a_time("build"):
+            output = self.compose("build", *services, expect=None, **options)
+        output += self.compose("up", "--no-build", "--detach", "--wait", *services, expect=None, **options)
         checked = [
             name for name, service in self.services.items() if "test" in service.get("healthcheck", {})
         ]
@@ -144,7 +159,7 @@ class Containers:
         """The output of a command inside the service's container."""
         return self.compose("exec", "--no-TTY", service, *command, **options)
 
-    def manage(self, arguments: str, **environ: str) -> str:
+    def manage_django(self, arguments: str, **environ: str) -> str:
         """`make manage`'s own command, in this project."""
         variables = [word for name, value in environ.items() for word in ("--env", f"{name}={value}")]
         command = ("python", "-m", "wsgi_app.django_site", *arguments.split())
@@ -153,6 +168,11 @@ class Containers:
     def log(self, service: str = "") -> str:
         """What the service printed."""
         return self.compose("logs", "--no-color", *filter(None, [service]))
+
+    def recent_log(self, since: float) -> str:
+        """What its containers are, and what they printed since that time."""
+        tail = ("logs", "--no-color", "--timestamps", "--tail", "50", "--since", str(int(since)))
+        return self.compose("ps", "--all", expect=None) + self.compose(*tail, expect=None)
 
     def stop(self, service: str) -> int:
         """Stop as an operator does; the exit code."""

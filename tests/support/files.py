@@ -9,9 +9,13 @@ from tests.support.commands import ROOT, lacking
 
 CADDYFILE = (ROOT / "deploy/edge/Caddyfile").read_text()
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("deploy.md", "operations.md"))]
+# The lines of the pages' shell blocks.
 COMMANDS = [
     line.partition("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for page in PAGES
+    if page.exists()
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     for line in block.splitlines()
     if line.strip()
 ]

@@ -1,25 +1,18 @@
 """The services as local processes, as `make up RUNTIME=process` runs them."""
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
 
-from tests.support.commands import HOUSEKEEPING, ROOT, answers, free_port, poll, run
+from deploy.process.servers import SERVICES, TARGETS
+from tests.support.commands import HOUSEKEEPING, ROOT, STARTED, answers, free_port, last_lines, poll, run
 from tests.support.containers import Containers
 
 # What `make up` runs: service -> what follows `python -m`.
-PROGRAMS = {
-    service: tuple(command.split())
-    for service, command in re.findall(
-        r"^\[program:(\S+)\]\ncommand = \S+/python -m (.*)$",
-        (ROOT / "deploy/supervisord.conf").read_text(),
-        re.MULTILINE,
-    )
-}
+PROGRAMS = {name: tuple(TARGETS[name].split()[2:]) for name in SERVICES}
 # A file of each service, something in it that its page shows, and the same thing edited.
 EDITS = {
     "django": ("wsgi_app/django_site/models.py", "author = models.CharField(", '"edited", '),
@@ -27,6 +20,11 @@ EDITS = {
     "fastapi": ("asgi_app/main.py", '"service": "fastapi', "-edited"),
 }
 EDITS["fastapi-hybrid"] = EDITS["fastapi"]
+# The services that answer JSON and keep no data: a module, the framework's object in it, the object
+# that is served, and what serves it.
+JSON: dict[str, tuple[str, str, str, str]] = {}
+JSON["flask"] = ("wsgi_app.flask_site", "app", "application", "serving.gunicorn")
+JSON["fastapi"] = ("asgi_app.main", "api", "app", "serving.uvicorn")
 SWITCHES = dotenv_values(ROOT / "deploy/dev.env")
 
 
@@ -43,6 +41,8 @@ class Processes:
         self.environ = os.environ | {f"{name.upper()}_PORT": port for name, port in ports.items()}
         self.environ.pop("MAKEFLAGS", None)
         self.urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+        self.name = f"the processes in {directory}"
+        STARTED.append(self)
 
     def direct(self, service: str) -> str:
         """The service's address: nothing stands before it."""
@@ -60,9 +60,9 @@ class Processes:
         """The output of `supervisorctl ARGUMENTS`."""
         program = self.directory / ".venv/bin/supervisorctl"
         options = {"cwd": self.directory, "env": self.environ} | options
-        return run(program, "-c", "deploy/supervisord.conf", *arguments, **options)
+        return run(program, "-c", "deploy/process/supervisord.conf", *arguments, **options)
 
-    def manage(self, arguments: str, **environ: str) -> str:
+    def manage_django(self, arguments: str, **environ: str) -> str:
         """`make manage` in this copy."""
         command = ("make", "manage", f"ARGS={arguments}", "RUNTIME=process")
         return run(*command, cwd=self.directory, env=self.environ | environ)
@@ -70,6 +70,11 @@ class Processes:
     def log(self, service: str = "*") -> str:
         """What the service printed."""
         return "\n".join(path.read_text() for path in (self.directory / ".run").glob(f"{service}.log"))
+
+    def recent_log(self, since: float) -> str:
+        """The end of every log that grew since that time."""
+        paths = sorted(p for p in (self.directory / ".run").glob("*.log") if p.stat().st_mtime >= since)
+        return "\n".join(f"{path.name}:\n{last_lines(path.read_text(), 30)}" for path in paths)
 
     def stop(self, service: str) -> int:
         """Stop as an operator does; the exit code."""

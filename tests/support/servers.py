@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import ROOT, answers, free_port, poll
+from tests.support.commands import ROOT, STARTED, answers, free_port, last_lines, poll
 
 
 class Server:
@@ -19,11 +19,13 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         base = {name: value for name, value in os.environ.items() if name not in ("HOST", "PORT")}
+        self.name = " ".join(command)
+        STARTED.append(self)
         self._log = (Path(os.environ["PYTEST_LOGS"]) / f"{self.port}.log").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=cwd,
-            env=base | {"PORT": str(self.port), "DRAIN_FILE": self._log.name + ".draining"} | environ,
+            env=base | {"HOST": "127.0.0.1", "PORT": str(self.port)} | environ,
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
@@ -31,6 +33,10 @@ class Server:
     def log(self) -> str:
         """What it printed so far."""
         return Path(self._log.name).read_text()
+
+    def recent_log(self, since: float) -> str:
+        """The end of its log; a server belongs to one test, so that `since` does not matter."""
+        return last_lines(self.log())
 
     def wait(self, path: str = "/livez") -> "Server":
         """Return when it answers; fail with its log when it ends or stays silent."""

@@ -9,7 +9,7 @@ from dotenv import dotenv_values
 from checks.doctor import seconds
 from tests.support.commands import ROOT
 from tests.support.files import CADDYFILE, edge, long_running, processes
-from tests.support.processes import PROGRAMS
+from tests.support.processes import EDITS, JSON, PROGRAMS
 
 MEBIBYTE = 1024 * 1024
 
@@ -101,12 +101,9 @@ def test_env_example_lists_every_variable_that_the_code_reads() -> None:
 
 def test_every_application_refuses_the_same_body_size() -> None:
     """One mebibyte for JSON and for a WebSocket message."""
-    paths = [
-        "wsgi_app/flask_site/__init__.py",
-        "asgi_app/main.py",
-    ]
-    assert processes()["fastapi"].uvicorn["ws_max_size"] == MEBIBYTE
-    for path in paths:
+    if "fastapi" in PROGRAMS:
+        assert processes()["fastapi"].uvicorn["ws_max_size"] == MEBIBYTE
+    for path in (EDITS[service][0] for service in JSON):
         assert "= 1024 * 1024  # bytes; a longer body gets 413" in (ROOT / path).read_text(), path
 
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 import dj_database_url
 from django.utils.csp import CSP
@@ -55,9 +56,14 @@ def database(url: str) -> dict:
         settings.refuse(
             "DATABASE_URL", f"{scheme}...", "postgres://USER:PASSWORD@HOST:PORT/NAME or sqlite:///PATH"
         )
+    if config["ENGINE"].endswith("postgresql"):
+        # Seconds and milliseconds after which a connection to a host that does not answer fails.
+        # libpq itself would wait for as long as TCP does; DATABASE_URL?connect_timeout=... overrides.
+        limits = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 30}
+        config["OPTIONS"] = limits | config.get("OPTIONS", {})
     if config["ENGINE"].endswith("sqlite3"):
         # Readers do not wait for the writer (WAL); a writer waits up to 5 s for another, and
-        # takes its lock at the start, because a waiting upgrade can not be retried.
+        # takes its lock at the start, because a waiting upgrade cannot be retried.
         config["OPTIONS"] = {
             "timeout": 5,
             "transaction_mode": "IMMEDIATE",
@@ -147,7 +153,12 @@ MAILERS: dict = {}
 
 # Data
 
-DATABASES = {"default": database(settings.secret("DATABASE_URL") or f"sqlite:///{DATA_DIR}/db.sqlite3")}
+# Quoted: a # or ? in the folder's name is no part of a URL's path.
+SQLITE = f"sqlite:///{quote(str(DATA_DIR / 'db.sqlite3'))}"
+DATABASES = {"default": database(settings.secret("DATABASE_URL") or SQLITE)}
+
+# Bytes of a request's body; a longer one gets 400 (an uploaded file does not count).
+DATA_UPLOAD_MAX_MEMORY_SIZE = settings.size("MAX_BODY", 1024 * 1024)
 
 # Static files: hashed names may be cached for ever; gzip and brotli copies are made once, at
 # `collectstatic`, which the image runs while it is built.

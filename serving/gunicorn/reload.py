@@ -1,7 +1,7 @@
-"""Gunicorn's `--reload` without its gaps (27, gunicorn/reloader.py and workers/base.py).
+"""Gunicorn's `--reload` without its gaps (27.0, gunicorn/reloader.py and workers/base.py).
 
-- It sees what is edited while the application loads; the stock one looks for the first time afterwards.
-- It waits for an edit when the application can not be loaded; the stock one only for a syntax error's.
+- It sees an edit that is made while the application loads; the stock one looks only afterwards.
+- It waits for an edit when the application cannot be loaded; the stock one only after a syntax error.
 - It ends an asyncio worker as well; the stock one leaves that with the old code.
 """
 
@@ -14,13 +14,19 @@ from contextlib import suppress
 from typing import Any
 
 import gunicorn.reloader
+import gunicorn.workers.base
 
-# Seconds between two looks; a thousand files take some 5 ms.
+from serving.gunicorn import internals
+
+# Seconds between two looks at all files.
 INTERVAL = 0.25
+
+internals.require(gunicorn.reloader.Reloader, "get_files", "run")
+internals.require(gunicorn.workers.base.Worker, "load_wsgi", "notify")
 
 
 class Reloader(gunicorn.reloader.Reloader):  # type: ignore[misc]  # Gunicorn has no types
-    """Knows the files from before the application was loaded."""
+    """A reloader that knows the times of the files from before the application was loaded."""
 
     def __init__(self, extra_files: Iterable[str], callback: Callable[[str], None]):
         super().__init__(extra_files=extra_files, callback=callback)
@@ -28,7 +34,7 @@ class Reloader(gunicorn.reloader.Reloader):  # type: ignore[misc]  # Gunicorn ha
         self.edited()
 
     def edited(self) -> str:
-        """The first file that is newer than when it was first seen; "" when there is none."""
+        """The first file that is newer than at the first look; "" when there is none."""
         for file in self.get_files():
             with suppress(OSError):
                 modified = os.stat(file).st_mtime  # noqa: PTH116  a thousand times per look
@@ -47,7 +53,7 @@ class Reloader(gunicorn.reloader.Reloader):  # type: ignore[misc]  # Gunicorn ha
 
 
 class Reloadable:
-    """Mixed into a worker class of Gunicorn's."""
+    """To be mixed into a worker class of Gunicorn's."""
 
     alive: bool
     app: Any
@@ -61,11 +67,12 @@ class Reloadable:
         if self.reloader is None:
             super().load_wsgi()  # type: ignore[misc]  # the worker class's
             return
+        internals.require(self.reloader, "_callback")
         self.reloader = Reloader(self.cfg.reload_extra_files, self.reloader._callback)
         try:
             self.wsgi = self.app.wsgi()
         except Exception:
-            self.log.exception("The application can not be loaded; waiting for an edit")
+            self.log.exception("The application cannot be loaded; waiting for an edit")
             while self.alive and not self.reloader.edited():
                 self.notify()
                 time.sleep(INTERVAL)

@@ -1,0 +1,148 @@
+"""What the last lines of gunicorn.conf.py take over: settings that replace those above, and hooks.
+
+https://docs.gunicorn.org/en/stable/settings.html
+"""
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import gunicorn.glogging
+import gunicorn.http.wsgi
+
+from serving import logs, peers, settings, sizing
+from serving.gunicorn import internals
+
+__all__ = [
+    "accesslog",
+    "forwarded_allow_ips",
+    "graceful_timeout",
+    "logconfig_json",
+    "logger_class",
+    "on_starting",
+    "post_request",
+    "pre_request",
+    "preload_app",
+    "secure_scheme_headers",
+    "when_ready",
+    "worker_class",
+    "workers",
+]
+
+# Seconds after which a rest of a body that the application did not read is given up.
+UNREAD_BODY_SECONDS = 1
+
+# The address is gunicorn.conf.py's; here its port is checked.
+port = settings.integer("PORT", 8000, minimum=0, maximum=65535)
+size = sizing.workers()
+workers = size.workers
+
+worker_class = "serving.gunicorn.worker.Worker"
+
+flags = [*sys.argv, *shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))]
+preload_app = settings.flag("PRELOAD", default=True) and "--reload" not in flags
+
+# The proxy gives up after REQUEST_TIMEOUT seconds; what it still waits for is finished before.
+graceful_timeout = settings.request_timeout() + 5
+
+# None: serving/wsgi.py and serving/asgi.py apply FORWARDED_ALLOW_IPS, which may contain host names.
+forwarded_allow_ips = ""
+secure_scheme_headers: dict[str, str] = {}
+
+# By this file's place, not by the working directory: --chdir may change that.
+logconfig_json = str(Path(__file__).parent.parent / "logging.json")
+accesslog = None
+
+
+class Logger(gunicorn.glogging.Logger):  # type: ignore[misc]  # Gunicorn has no types
+    """Gunicorn's logger, with the access line of serving/logs.py: cheaper, and none for probes."""
+
+    @property
+    def access_log_enabled(self) -> bool:
+        """Off under `asgi`, where serving/asgi.py writes the line."""
+        return bool(self.cfg.worker_class_str != "asgi")
+
+    def warning(self, msg: str, *args: Any, **options: Any) -> None:
+        """Log without query strings: an invalid request's line may contain one."""
+        super().warning(logs.without_queries(str(msg)), *args, **options)
+
+    def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta) -> None:
+        """Write one line, also for what Gunicorn answers itself.
+
+        A response that ends before its headers were sent is replaced by an error page, which is
+        logged then.
+        """
+        failure = sys.exception()
+        failed = isinstance(failure, Exception) and not isinstance(failure, OSError)
+        unsent = type(resp) is gunicorn.http.wsgi.Response and not resp.headers_sent
+        if failed and unsent and not internals.answering_error.get():
+            return
+        path = environ.get("PATH_INFO") or getattr(req, "path", None) or "-"
+        logs.access(
+            environ.get("REMOTE_ADDR") or "-",
+            environ.get("REQUEST_METHOD") or "-",
+            path,
+            environ.get("QUERY_STRING") or "",
+            str(resp.status or "-").split()[0],
+            resp.sent,
+            request_time.total_seconds(),
+        )
+
+
+logger_class = Logger
+
+
+def on_starting(server: Any) -> None:
+    """Check what can be checked before the server listens, and log how many workers start and why."""
+    count = server.cfg.workers
+    available = sizing.limits()
+    reason = size.reason if count == workers else "command line"
+    name = "WEB_CONCURRENCY" if reason == "WEB_CONCURRENCY" else "--workers"
+    sizing.check(name, count, server.cfg.threads, available)
+    # A master that was executed again (SIGUSR2), or one that systemd started, has its socket already.
+    inherited = {"GUNICORN_PID", "LISTEN_FDS"} & os.environ.keys()
+    host = settings.text("HOST", "0.0.0.0" if settings.text("PORT") else "127.0.0.1")  # noqa: S104
+    if server.cfg.address == [(host, port)] and not inherited and not server.cfg.reuse_port:
+        settings.require_free(host, port)
+    # SIGUSR2 executes this again: `python -m serving.gunicorn` as a module, not its file.
+    internals.require(server, "START_CTX")
+    server.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
+    internals.drain_on_sigterm(server)
+    internals.identify_errors()
+    server.log.info("workers=%d (%s)", count, reason)
+
+
+def when_ready(server: Any) -> None:
+    """Refuse connections that the workers would share: they are forked after this hook."""
+    if server.cfg.preload_app:
+        internals.refuse_shared_connections()
+
+
+def pre_request(worker: Any, req: Any) -> None:
+    """Forget the request that this thread served before."""
+    peers.request_id.set("-")
+
+
+def post_request(worker: Any, req: Any, environ: dict[str, Any], resp: Any) -> None:
+    """Read what the application left of a body, up to 1 MiB.
+
+    Otherwise closing would reset the connection, and the client might not see the response:
+    Gunicorn itself reads no more than 64 KiB.
+    """
+    # None under `asgi`, which reads the rest itself.
+    client = environ.get("gunicorn.socket") if environ else None
+    if client is None or not (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
+        return
+    deadline = time.monotonic() + UNREAD_BODY_SECONDS
+    # The client or the worker may have closed the connection, and the body may be malformed.
+    with contextlib.suppress(Exception):
+        client.settimeout(UNREAD_BODY_SECONDS)
+        for _ in range(16):
+            if not req.body.read(64 * 1024) or time.monotonic() > deadline:
+                break
+        client.settimeout(None)

@@ -1,0 +1,136 @@
+"""What is changed inside Gunicorn for every worker class. docs/patches.md has a row for each change.
+
+Whatever is overridden is looked up first: a release of Gunicorn that renamed it does not start,
+instead of silently working without the change.
+"""
+
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any
+
+import gunicorn
+import gunicorn.workers.base
+
+from serving import health, logs, peers, settings
+
+# True while Gunicorn itself answers a request that failed, and writes its access line.
+answering_error: ContextVar[bool] = ContextVar("answering_error", default=False)
+
+
+def require(owner: object, *names: str) -> None:
+    """Raise SettingError unless `owner`, a class or object of Gunicorn's, has all these attributes."""
+    for name in names:
+        if not hasattr(owner, name):
+            kind = owner if isinstance(owner, type) else type(owner)
+            raise settings.SettingError(
+                f"Gunicorn {gunicorn.__version__} has no {kind.__name__}.{name}, which serving/ overrides: "
+                "install a version that docs/patches.md names"
+            )
+
+
+def drain_on_sigterm(arbiter: Any) -> None:
+    """Let SIGTERM make the server unready, and stop it only DRAIN_SECONDS later.
+
+    The arbiter's main loop runs on meanwhile: it replaces workers and obeys other signals. A second
+    SIGTERM ends the drain, SIGINT and SIGQUIT stop the server immediately.
+    """
+    require(arbiter, "handle_term", "signal", "SIG_NAMES", "log")
+    seconds = health.drain_seconds()
+    stop: Callable[[], None] = arbiter.handle_term
+
+    def drain() -> None:
+        if not seconds or health.draining():
+            return stop()
+        health.start_drain()
+        arbiter.log.info("Draining for %d s: /readyz answers 503", seconds)
+        # The alarm arrives in the main loop like any other signal; a forked worker does not inherit it.
+        signal.signal(signal.SIGALRM, arbiter.signal)
+        signal.alarm(seconds)
+        return None
+
+    arbiter.handle_term = drain
+    arbiter.handle_alrm = stop
+
+
+def refuse_shared_connections(name: str = "PRELOAD") -> None:
+    """Raise SettingError when this process has a connection that the workers would share."""
+    for peer in connections():
+        raise settings.SettingError(
+            f"{name}='on': must be off, because the application connects to {peer} when it is imported "
+            "and all workers would share that connection; connect later, or set PRELOAD=off"
+        )
+
+
+def connections() -> list[str]:
+    """The peers of this process's connections; none where the system does not list open files.
+
+    Without sockets that a supervisor handed over as standard streams, datagrams (a log), and pairs
+    of sockets that lead to this process itself, which have no name.
+    """
+    peers_found = []
+    descriptors = os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else []  # noqa: PTH112, PTH208
+    for descriptor in map(int, descriptors):
+        with suppress(OSError):  # the listing's own file; a socket that is not connected
+            if descriptor > 2 and stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                with socket.socket(fileno=os.dup(descriptor)) as connection:
+                    peer = connection.getpeername()
+                    if peer and connection.type == socket.SOCK_STREAM:
+                        peers_found.append(address(peer))
+    return peers_found
+
+
+def address(peer: Any) -> str:
+    """A peer's address and port, or the path of a unix socket."""
+    if isinstance(peer, tuple):
+        return f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+    return peer.decode(errors="replace") if isinstance(peer, bytes) else str(peer)
+
+
+class IdentifiedSocket:
+    """A client's socket that adds X-Request-ID to the response that Gunicorn writes itself."""
+
+    def __init__(self, client: Any, identity: str) -> None:
+        self._client = client
+        self._identity = identity
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def sendall(self, response: bytes) -> None:
+        """Send the response with one more header."""
+        status, end, rest = response.partition(b"\r\n")
+        self._client.sendall(status + end + b"X-Request-ID: " + self._identity.encode() + end + rest)
+
+
+def identify_errors() -> None:
+    """Give the 400 and 500 that Gunicorn answers itself a request id, in the log and in the response.
+
+    The request's own id if it reached the application, otherwise a new one. What Gunicorn logs
+    about the request contains no query string.
+    """
+    worker_class = gunicorn.workers.base.Worker
+    require(worker_class, "handle_error")
+    handle_error = worker_class.handle_error
+    if hasattr(handle_error, "__wrapped__"):
+        return
+
+    @wraps(handle_error)
+    def identified(worker: Any, request: Any, client: Any, peer: Any, error: BaseException) -> None:
+        if request is None or peers.request_id.get() == "-":
+            peers.request_id.set(peers.request_id_for(None))
+        for received in (request, getattr(error, "req", None)):
+            if received is not None and getattr(received, "uri", None):
+                received.uri = logs.without_queries(received.uri)
+        answering_error.set(True)
+        try:
+            handle_error(worker, request, IdentifiedSocket(client, peers.request_id.get()), peer, error)
+        finally:
+            answering_error.set(False)
+
+    worker_class.handle_error = identified

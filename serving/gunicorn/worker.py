@@ -1,0 +1,136 @@
+"""Gunicorn's `gthread` worker without some of its gaps (27.0, gunicorn/workers/gthread.py).
+
+- It accepts no more connections at a time than it has threads, so that a burst is shared: a
+  connection that is kept open stays with the worker that accepted it, and one worker often took
+  all of a proxy's connections.
+- A new connection that is silent holds no thread; the stock worker gives it one for 5 s. Proxies
+  and browsers open connections before they need them.
+- Probes have a thread of their own, so that /livez answers while all others wait for a dependency.
+- When no more files can be opened, it waits instead of ending.
+"""
+
+import errno
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from selectors import EVENT_READ
+from socket import MSG_DONTWAIT, MSG_PEEK, socket
+from time import monotonic
+from typing import Any
+
+from gunicorn.workers import gthread
+
+from serving import health
+from serving.gunicorn import internals
+from serving.gunicorn.reload import Reloadable
+
+# Seconds without accepting; long enough for an idle worker to wake, too short for a client to notice.
+PAUSE = 0.001
+
+# Seconds without accepting when no more files can be opened, and seconds between two log lines.
+FULL_PAUSE, FULL_LOGGED = 1.0, 60.0
+FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+# A probe's first line starts with one of these. Its request is short, and arrives as a whole.
+PROBES = tuple(f"{method} {path} ".encode() for method in ("GET", "HEAD") for path in health.PATHS)
+PROBE_BYTES = 4096
+
+internals.require(gthread, "DEFAULT_WORKER_DATA_TIMEOUT", "TConn", "ThreadWorker")
+internals.require(
+    gthread.ThreadWorker,
+    "_cap_keepalive",
+    "accept",
+    "enqueue_req",
+    "finish_request",
+    "handle",
+    "init_process",
+    "on_pending_socket_readable",
+    "set_accept_enabled",
+    "wait_for_and_dispatch_events",
+)
+
+
+class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicorn has no types
+    """A `gthread` worker that accepts at most one connection per free thread.
+
+    It needs no thread for an idle connection.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        internals.require(self, "method_queue", "nr_conns", "pending_conns", "poller", "tpool")
+        self.resume = 0.0
+        self.full_logged = float("-inf")
+
+    def init_process(self) -> None:
+        """Make the probes' thread; the parent class never returns from here."""
+        self.probe_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="probe")
+        super().init_process()
+
+    def accept(self, listener: socket) -> None:
+        """Accept one connection, then pause when there are as many as threads, busy or silent."""
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self.pause(FULL_PAUSE)
+            if monotonic() - self.full_logged > FULL_LOGGED:
+                self.full_logged = monotonic()
+                limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+                self.log.error(  # noqa: TRY400  one line, without a traceback
+                    "New connections must wait: %s. This process may open %d files (ulimit -n)",
+                    error.strerror,
+                    limit,
+                )
+            return
+        if self.nr_conns >= self.cfg.threads:
+            self.pause(PAUSE)
+
+    def pause(self, seconds: float) -> None:
+        """Do not accept for a while."""
+        self.set_accept_enabled(False)
+        self.resume = monotonic() + seconds
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Run a request on a thread, or wait without one for a new connection's first byte."""
+        if not conn.initialized and not conn.data_ready:
+            conn.sock.setblocking(False)
+            # Without keep-alive, as under `make dev`, a first request still gets its time.
+            conn.timeout = monotonic() + max(self.cfg.keepalive, gthread.DEFAULT_WORKER_DATA_TIMEOUT)
+            self.pending_conns.append(conn)
+            self.poller.register(conn.sock, EVENT_READ, partial(self.on_pending_socket_readable, conn))
+        elif self.is_probe(conn.sock):
+            future = self.probe_pool.submit(self.handle, conn)
+            future.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
+        else:
+            super().enqueue_req(conn)
+
+    def is_probe(self, client: socket) -> bool:
+        """Whether the bytes that wait are a complete probe, so that it cannot hold up the next one."""
+        if self.cfg.is_ssl:
+            return False
+        try:
+            waiting = client.recv(PROBE_BYTES, MSG_PEEK | MSG_DONTWAIT)
+        except OSError:
+            return False
+        if not waiting.startswith(PROBES) or not waiting.endswith(b"\r\n\r\n"):
+            return False
+        headers = waiting.lower()
+        return b"\ncontent-length" not in headers and b"\ntransfer-encoding" not in headers
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """At a stop, wait for silent connections no longer than for kept-alive ones."""
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Called in each round of the main loop: accepts again when the pause is over."""
+        if not enabled or monotonic() >= self.resume:
+            super().set_accept_enabled(enabled)
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """Wait no longer than the pause lasts."""
+        pause = self.resume - monotonic()
+        super().wait_for_and_dispatch_events(min(timeout, pause) if pause > 0 else timeout)
