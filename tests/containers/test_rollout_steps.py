@@ -20,6 +20,8 @@ import pytest
 from tests.support.commands import ROOT, free_port, poll, run
 from tests.support.postgres_container import postgres_service
 
+pytestmark = pytest.mark.slow
+
 DOCKERFILE = """
 FROM python:3.14-slim AS edge
 FROM python:3.14-slim AS app

@@ -18,6 +18,8 @@ from websockets.sync.client import connect
 from tests.support.commands import HOUSEKEEPING, ROOT, answers, poll, run
 from tests.support.containers import Containers
 
+pytestmark = pytest.mark.slow
+
 # Around the image's own application: writes down what was received, and takes the time that was asked for.
 WITNESS = """
 import asyncio, importlib, inspect, os, re, time
