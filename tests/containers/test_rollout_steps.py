@@ -20,6 +20,8 @@ import pytest
 from tests.support.commands import ROOT, free_port, poll, run
 from tests.support.postgres_container import postgres_service
 
+pytestmark = pytest.mark.slow
+
 DOCKERFILE = """
 FROM python:3.14-slim AS edge
 FROM python:3.14-slim AS app
@@ -142,7 +144,7 @@ class Project:
         return {
             name: image.rpartition(":")[2]
             for name, (_, image, state) in self.containers().items()
-            if state == "running" and "-app:" in image
+            if state == "running" and "-app:" in image and not name.endswith("-candidate")
         }
 
     def remove(self) -> None:
