@@ -68,7 +68,7 @@ def test_each_workload_has_its_formula(workload: str, expected: tuple[int, ...])
         (12, Limits(80, 80 * MEMORY, False)),
     ],
 )
-def test_memory_limits_the_workers_and_twelve_are_the_most_without_a_cpu_limit(expected: int, limits: Limits) -> None:
+def test_memory_binds_and_twelve_are_the_most_without_a_cpu_limit(expected: int, limits: Limits) -> None:
     """As many as memory holds, at least one; at most twelve where no CPU limit is set."""
     assert expected == plan("io", limits, MEMORY).workers
 
