@@ -45,7 +45,7 @@ PLACES = {
     "health": ("serving/health.py", "PATHS = "),
     "request id": ("serving/peers.py", "def request_id_for"),
     "keep-alive": ("gunicorn.conf.py", "worker_class = "),
-    "static files": ("wsgi_app/django_site/settings.py", '"whitenoise.middleware'),
+    "static files": ("wsgi_app/django_site/settings.py", '"wsgi_app.django_site.static_files'),
     "errors": ("wsgi_app/django_site/settings.py", "DEBUG = "),
     "WebSocket": ("uvicorn.json", '"ws_max_size"'),
     "server's name": ("deploy/edge/Caddyfile", "-Server"),

@@ -4,6 +4,7 @@ https://docs.gunicorn.org/en/stable/settings.html
 """
 
 import contextlib
+import gc
 import os
 import shlex
 import sys
@@ -118,9 +119,14 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Refuse connections that the workers would share: they are forked after this hook."""
+    """Prepare what the workers will share; they are forked after this hook.
+
+    No connection, and a heap that their garbage collectors do not write to.
+    """
     if server.cfg.preload_app:
         internals.refuse_shared_connections()
+        gc.collect()
+        gc.freeze()
 
 
 def pre_request(worker: Any, req: Any) -> None:

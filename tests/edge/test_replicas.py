@@ -37,7 +37,7 @@ http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 
 
 @pytest.fixture(scope="module")
-def fleet(containers: Containers) -> Iterator[Containers]:
+def fleet(engine: None) -> Iterator[Containers]:
     """A second clone: three replicas of a service, nothing else, a domain of its own, a proxy in front."""
     private = "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16"
     stack = Containers(DOMAIN="shop.internal", EDGE_TRUSTED_PROXIES=private)
@@ -108,12 +108,17 @@ def test_a_missing_service_is_answered_for(fleet: Containers) -> None:
     assert "health_checker" not in fleet.log("edge")
 
 
-def test_two_clones_do_not_see_each_other(containers: Containers, fleet: Containers) -> None:
-    """Both run on this host at once, and each edge asks its own replicas only."""
-    for stack, other in ((containers, fleet), (fleet, containers)):
-        identity = httpx2.get(stack.urls[SERVICE]).headers["x-request-id"]
-        poll(lambda name=identity, own=stack: name in own.log(SERVICE))
-        assert identity not in other.log()
+def test_two_projects_on_one_host_are_apart(fleet: Containers) -> None:
+    """Each edge sends requests to the replicas of its own Compose project only."""
+    second = Containers()
+    try:
+        second.up(SERVICE)
+        for stack, other in ((second, fleet), (fleet, second)):
+            identity = httpx2.get(stack.urls[SERVICE]).headers["x-request-id"]
+            poll(lambda name=identity, own=stack: name in own.log(SERVICE))
+            assert identity not in other.log()
+    finally:
+        second.down()
 
 
 def test_a_request_that_may_have_been_received_is_not_sent_twice(fleet: Containers) -> None:

@@ -1,4 +1,4 @@
-"""`make smoke URL=...` keeps apart what is kept, broken and not applicable, wherever it is pointed."""
+"""`make smoke URL=...` tells ok, broken and not applicable apart, for any server."""
 
 import datetime
 import gzip
@@ -30,10 +30,10 @@ LINES = {
     "ftp://localhost": "URL='ftp://localhost': must be the address of a deployment",
     "localhost:8000": "URL='localhost:8000': must be the address of a deployment",
     "http://localhost:http": "URL='http://localhost:http': must be the address of a deployment",
-    "http://nobody.invalid": "URL='http://nobody.invalid': must be where a server answers (",
+    "http://unknown.invalid": "URL='http://unknown.invalid': must be where a server answers (",
 }
 
-# What is wrong with the server -> the one promise that it breaks, and what is said of it.
+# What is wrong with the server -> the one check that fails, and what it reports.
 FAULTS = {
     "unready": ("health", "/readyz: 503"),
     "kept probe": ("health", "/livez: 200, Cache-Control: None"),
@@ -62,7 +62,7 @@ TLS_FAULTS = {
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Keeps every promise that the server's faults leave."""
+    """Passes every check, unless the server has the fault that the check is about."""
 
     protocol_version = "HTTP/1.1"
 
@@ -175,7 +175,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def broken(url: str) -> dict[str, str]:
-    """The promises that the site breaks, and what is said of them."""
+    """The checks that the site fails, and what they report."""
     return {name: found for name, (result, found) in examine(Site(url)).items() if result == "broken"}
 
 
@@ -186,7 +186,7 @@ def smoke(*urls: str, expect: int, **environ: str) -> str:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_promise_is_reported(fault: str) -> None:
+def test_a_fault_is_reported(fault: str) -> None:
     """That one and no other."""
     name, sentence = FAULTS[fault]
     with server(fault) as url:
@@ -196,9 +196,7 @@ def test_a_broken_promise_is_reported(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", TLS_FAULTS)
-def test_a_promise_broken_over_tls_is_reported(
-    fault: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_over_tls_is_reported(fault: str, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That one, beside the HTTP/2 that this server never speaks."""
     monkeypatch.setenv("CA", str(certificate))
     name, sentence = TLS_FAULTS[fault]
@@ -264,7 +262,7 @@ def test_a_site_may_add_slashes() -> None:
 
 
 def test_the_report_names_the_line_to_change() -> None:
-    """Exit code 0 without, 1 with a broken promise, whose line of this repository is shown."""
+    """Exit code 0, or 1 with a broken check, whose line of this repository is shown."""
     with server() as url:
         lines = smoke(url, expect=0).splitlines()
         assert len(lines) == len(CHECKS)
@@ -288,7 +286,7 @@ def test_what_is_no_deployment_gets_one_line(url: str) -> None:
     assert lines[0].startswith(LINES[url])
 
 
-def test_where_nobody_listens_gets_one_line() -> None:
+def test_an_address_without_server_gets_one_line() -> None:
     """The address, and what the machine says; `make` alone says that it needs an address."""
     url = f"http://127.0.0.1:{free_port()}"
     lines = smoke(url, expect=1).splitlines()

@@ -65,11 +65,11 @@ def test_each_workload_has_its_formula(workload: str, expected: tuple[int, ...])
         (12, Limits(80, None, False)),
         (9, Limits(2, None, False)),
         (321, Limits(80, None, True)),
-        (80, Limits(80, 80 * MEMORY, False)),
+        (12, Limits(80, 80 * MEMORY, False)),
     ],
 )
-def test_memory_binds_and_a_cap_stands_in_for_a_missing_limit(expected: int, limits: Limits) -> None:
-    """As many as memory holds, at least one; at most twelve where nothing at all is limited."""
+def test_memory_binds_and_twelve_are_the_most_without_a_cpu_limit(expected: int, limits: Limits) -> None:
+    """As many as memory holds, at least one; at most twelve where no CPU limit is set."""
     assert expected == plan("io", limits, MEMORY).workers
 
 
