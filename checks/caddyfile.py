@@ -47,17 +47,24 @@ class Directive:
 class Caddyfile:
     """Every directive of the edge's files."""
 
-    def __init__(self, directives: list[Directive]) -> None:
+    def __init__(self, directives: list[Directive], unset: dict[str, str]) -> None:
         self.directives = directives
+        # The variables that have neither a value nor a default, each with its first place.
+        self.unset = unset
 
     @classmethod
     def read(cls, directory: Path, files: list[Path], environment: Mapping[str, str]) -> "Caddyfile":
         """The directives of these files, with the variables of the edge's container."""
         found: list[Directive] = []
+        unset: dict[str, str] = {}
         for file in files:
-            name = file.relative_to(directory).as_posix()
-            found += parse(name, file.read_text(encoding="utf-8"), environment)
-        return cls(found)
+            name, text = file.relative_to(directory).as_posix(), file.read_text(encoding="utf-8")
+            found += parse(name, text, environment)
+            for number, line in enumerate(text.splitlines(), 1):
+                for variable in re.findall(r"\{\$(\w+)\}", without_comment(line)):
+                    if variable not in environment:
+                        unset.setdefault(variable, f"{name}:{number}")
+        return cls(found, unset)
 
     def named(self, name: str, block: str = "") -> list[Directive]:
         """The directives with this name, those in the block `block` if one is given."""
@@ -68,7 +75,7 @@ def parse(file: str, text: str, environment: Mapping[str, str]) -> Iterator[Dire
     """The directives of one file."""
     blocks: list[str] = []
     for number, line in enumerate(substitute(text, environment).splitlines(), 1):
-        words = [word for word in TOKEN.findall(without_comment(line))]
+        words = TOKEN.findall(without_comment(line))
         opens = bool(words) and words[-1] == "{"
         words = words[:-1] if opens else words
         if words == ["}"]:

@@ -232,6 +232,15 @@ def edge_response_timeout(project: Project) -> Iterator[str]:
 
 
 @project_rule
+def edge_variables(project: Project) -> Iterator[str]:
+    """The edge's container has every variable that its files read without a default."""
+    if project.caddyfile and project.edge:
+        for name, place in project.caddyfile.unset.items():
+            fix = f"must be in {project.edge.file}: {project.edge.name}.environment; change it there"
+            yield f"{place}: {{${name}}}=: {fix}"
+
+
+@project_rule
 def edge_stop(project: Project) -> Iterator[str]:
     """The edge finishes its responses before the engine kills it."""
     if not project.caddyfile or not project.edge:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ASSIGNMENT = re.compile(r"[ \t]*(?:export[ \t]+)?([A-Za-z_][\w.-]*)[ \t]*=(.*)", re.DOTALL)
 # Both programs replace ${NAME} and ${NAME:-default}, unless single quotes surround it.
-REPLACED_BY_BOTH = re.compile(r"\$\{[A-Za-z_]\w*(:-[^${}]*)?\}")
+REPLACED_BY_BOTH = re.compile(r"(?<!\$)\$\{[A-Za-z_]\w*(:-[^${}]*)?\}")
 REPLACED_BY_COMPOSE = re.compile(r"\$[A-Za-z_{$]")
 
 

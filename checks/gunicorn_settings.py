@@ -1,11 +1,12 @@
 """Print the settings that Gunicorn arrives at in a container, as one line of JSON.
 
 checks/servers.py runs this file in a process of its own, with the container's environment, in the
-project's directory. Its argument is a JSON object: `config` (a path or ""), `words` (the command line)
-and `limits` (CPUs, memory in bytes, whether the CPUs are limited).
+project's directory. Its argument is a JSON object: `words` (the command line) and `limits` (the fields
+of serving.sizing.Limits, or null).
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -58,15 +59,17 @@ def configuration_file(name: str) -> Path:
     return path if path.exists() else Path(path.name)
 
 
-def run(path: Path, words: list[str], limits: list[Any] | None) -> dict[str, Any]:
+def run(path: Path, words: list[str], limits: dict[str, Any] | None) -> dict[str, Any]:
     """The names that the configuration defines, under the container's limits."""
     sys.path.insert(0, str(Path.cwd()))
     sys.argv = ["gunicorn", *words]
-    with contextlib.suppress(ModuleNotFoundError):
+    with contextlib.suppress(ImportError):
         from serving import sizing
 
         if limits:
-            measured = sizing.Limits(*limits)
+            # The project's own copy may be of another version.
+            known = {field.name for field in dataclasses.fields(sizing.Limits)}
+            measured = sizing.Limits(**{name: limits[name] for name in limits.keys() & known})
             sizing.limits = lambda *_, **__: measured
     return runpy.run_path(str(path))
 

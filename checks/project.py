@@ -9,7 +9,7 @@ import json
 import os
 import re
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -262,7 +262,7 @@ class Project:
             self.add_gunicorn(container, line[programs.index("gunicorn") + 1 :])
         elif self.reads_uvicorn_file(module):
             self.add_uvicorn(container, line)
-        elif "uvicorn" in programs:
+        elif "uvicorn" in [Path(word).name for word in line]:
             self.add_uvicorn(container, line, launched=False)
         elif not line and "build" in container.definition and not container.stage.base:
             self.read_unknown_command(container)
@@ -374,9 +374,13 @@ def unescaped(text: str) -> str:
 
 def measured_limits(container: Container) -> sizing.Limits:
     """The limits that the server would measure in this container."""
-    here = sizing.limits()
-    cpus, memory = number(container.limits["cpus"]), int(number(container.limits["memory"]))
-    return sizing.Limits(cpus or here.cpus, memory or here.memory, bool(cpus) or here.cpu_limited)
+    limits = {name: number(value) for name, value in container.limits.items() if number(value)}
+    changes: dict[str, Any] = {}
+    if "cpus" in limits:
+        changes |= {"cpus": limits["cpus"], "cpu_limited": True}
+    known = {field.name for field in fields(sizing.Limits)}
+    changes |= {name: int(limits[name]) for name in ("memory", "pids") if name in limits and name in known}
+    return replace(sizing.limits(), **changes)
 
 
 @cache

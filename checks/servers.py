@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -95,12 +95,7 @@ class Launch:
 
 def read_gunicorn(launch: Launch) -> Settings:
     """Default < variable < file < GUNICORN_CMD_ARGS < command line, as Gunicorn has it."""
-    limits = launch.limits
-    request = {
-        "config": "",
-        "words": launch.words,
-        "limits": [limits.cpus, limits.memory, limits.cpu_limited] if limits else None,
-    }
+    request = {"words": launch.words, "limits": asdict(launch.limits) if launch.limits else None}
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     # -P: the project's modules are found, and those beside the script are not.
     command = [sys.executable, "-P", *(["-S"] if sys.flags.no_site else []), str(SCRIPT), json.dumps(request)]

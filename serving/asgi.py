@@ -56,12 +56,19 @@ class Service:
                 log(scope, message, perf_counter() - start)
             await send(message)
 
-        if scope.get("method") == "HEAD":
-            # HEAD is GET without a body (RFC 9110, section 9.3.2), also where a framework answers
-            # it with 405. The server keeps the original scope.
-            await self.app({**scope, "method": "GET"}, receive, without_body(respond))
-        else:
-            await self.app(scope, receive, respond)
+        head = scope.get("method") == "HEAD"
+        try:
+            if head:
+                # HEAD is GET without a body (RFC 9110, section 9.3.2), also where a framework answers
+                # it with 405. The server keeps the original scope.
+                await self.app({**scope, "method": "GET"}, receive, without_body(respond))
+            else:
+                await self.app(scope, receive, respond)
+        except Exception:
+            # The server logs the exception. Its own 500 would have no request id and no access line.
+            if kind == "http" and not logged:
+                await internal_error(without_body(respond) if head else respond)
+            raise
 
     async def identify(self, scope: Scope) -> str:
         """Correct address and scheme in place from a trusted peer's headers; the request's id."""
@@ -100,6 +107,14 @@ class Service:
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers]
         await send({"type": "http.response.start", "status": status, "headers": encoded})
         await send({"type": "http.response.body", "body": body})
+
+
+async def internal_error(send: Send) -> None:
+    """Answer with 500."""
+    body = b"Internal Server Error"
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def without_body(send: Send) -> Send:

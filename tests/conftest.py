@@ -11,11 +11,18 @@ import pytest
 
 from tests.support.commands import ROOT, STARTED, lacking
 from tests.support.containers import Containers
-from tests.support.processes import Processes, Stack
+from tests.support.processes import PROGRAMS, Processes, Stack
 from tests.support.servers import Server
 
 # Started once per pytest-xdist worker and used by many files: their tests run in the same worker.
-SHARED = ("containers", "hybrid", "processes")
+SHARED = [
+    "containers",
+    "hybrid",
+    "processes",
+]
+# Each kind of application container, and the fixture that starts it.
+PLACES = dict.fromkeys(PROGRAMS, "containers")
+PLACES["fastapi-hybrid"] = "hybrid"
 BEFORE = pytest.StashKey[tuple[float, int]]()
 
 
@@ -35,10 +42,11 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by fixture and folder, and keep the tests that share a stack in one worker."""
     for item in items:
-        runtime = item.callspec.params.get("stack") if hasattr(item, "callspec") else None
-        names = {runtime, *getattr(item, "fixturenames", ())}
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        chosen = {parameters.get("stack"), PLACES.get(parameters.get("place", ""))}
+        names = chosen.union(getattr(item, "fixturenames", ()))
         folder = item.path.parent.relative_to(ROOT / "tests").as_posix()
-        if names & {"engine", "containers"}:
+        if names & {"engine", "containers", *PLACES.values()}:
             item.add_marker("containers")
         if folder == "repository" or item.get_closest_marker("alone"):
             item.add_marker("slow")
@@ -104,7 +112,7 @@ def containers(engine: None) -> Iterator[Containers]:
         stack.down()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", name="hybrid")
 def hybrid(engine: None) -> Iterator[Containers]:
     """The edge and FastAPI alone, in Uvicorn workers under Gunicorn; shared, so leave it as it was."""
     stack = Containers(FASTAPI_TARGET="fastapi-hybrid")
@@ -137,3 +145,9 @@ def http() -> Iterator[httpx2.Client]:
 def stack(request: pytest.FixtureRequest) -> Stack:
     """Every service, in both runtimes."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> tuple[Containers, str]:
+    """Each kind of application container: its stack, and its service there."""
+    return request.getfixturevalue(PLACES[request.param]), request.param.partition("-")[0]

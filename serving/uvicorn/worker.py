@@ -37,7 +37,8 @@ class Worker(Reloadable, UvicornWorker):
         self.descriptors = supervisor.FileDescriptors()
         # The stock class gives Uvicorn's loggers Gunicorn's handlers and nothing else. With
         # serving/logging.json those are the root logger's.
-        for name in ("uvicorn.error", "uvicorn.access"):
+        # serving/asgi.py writes the access line, unless uvicorn.json says otherwise.
+        for name in ("uvicorn.error", "uvicorn.access") if self.config.access_log else ("uvicorn.error",):
             uvicorn_logger = logging.getLogger(name)
             uvicorn_logger.propagate = not uvicorn_logger.handlers
 

@@ -8,17 +8,17 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.support.commands import HOUSEKEEPING, ROOT, run
-from tests.support.containers import Containers
+from tests.support.containers import Containers, inside
+from tests.support.processes import PROGRAMS
 
 MEGABYTE = 1_000_000
-# Service -> the servers in its image.
+# Target of the Dockerfile -> the servers in its image.
 SERVERS = {
     "django": ["gunicorn"],
     "flask": ["gunicorn"],
@@ -95,11 +95,6 @@ class Image:
         return [member for layer in self.layers[self.base :] for member in layer]
 
 
-def inside(stack: Containers, service: str, program: str, *arguments: str) -> Any:
-    """What a Python program inside the service's container prints as JSON."""
-    return json.loads(stack.exec(service, "python", "-c", program, *arguments))
-
-
 def matches(path: Path, pattern: str) -> bool:
     """Whether the pattern names the file or a folder above it."""
     return any(Path("/", candidate).match(f"/{pattern}") for candidate in (path, *path.parents))
@@ -115,8 +110,9 @@ def size(image: str) -> int:
     return int(run("docker", "image", "inspect", "--format", "{{.Size}}", image))
 
 
-def target(stack: Containers, service: str) -> str:
+def target(place: tuple[Containers, str]) -> str:
     """The stage of the Dockerfile that the service runs."""
+    stack, service = place
     return stack.services[service]["build"]["target"]
 
 
@@ -139,7 +135,7 @@ def base(engine: None) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def images(containers: Containers, base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
     """Each service's image, layer by layer."""
-    ids = {service: containers.inspect(service, "{{.Image}}") for service in containers.urls}
+    ids = {service: containers.inspect(service, "{{.Image}}") for service in PROGRAMS}
     archive = tmp_path_factory.mktemp("images") / "images.tar"
     run("docker", "save", "--output", archive, *ids.values())
     saved = {}
@@ -155,30 +151,25 @@ def images(containers: Containers, base: str, tmp_path_factory: pytest.TempPathF
     return {service: saved[tuple(layers(image))] for service, image in ids.items()}
 
 
-def test_image_installs_exactly_its_lock(containers: Containers) -> None:
+def test_image_installs_exactly_its_lock(place: tuple[Containers, str]) -> None:
     """An image has the locked distributions in the locked versions, and no other."""
-    for service in containers.urls:
-        actual = inside(containers, service, INSTALLED)
-        lock = ROOT / "requirements" / f"{target(containers, service)}.txt"
-        pins = (
-            Requirement(line.rstrip(" \\")) for line in lock.read_text().splitlines() if re.match(r"\w", line)
-        )
-        expected = {
-            canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
-            for pin in pins
-            if not pin.marker or pin.marker.evaluate(actual["environment"])
-        }
-        installed = {canonicalize_name(name): number for name, number in actual["distributions"].items()}
-        assert installed == expected, service
+    actual = inside(*place, INSTALLED)
+    lock = ROOT / "requirements" / f"{target(place)}.txt"
+    pins = (
+        Requirement(line.rstrip(" \\")) for line in lock.read_text().splitlines() if re.match(r"\w", line)
+    )
+    expected = {
+        canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
+        for pin in pins
+        if not pin.marker or pin.marker.evaluate(actual["environment"])
+    }
+    assert expected == {canonicalize_name(name): number for name, number in actual["distributions"].items()}
 
 
-def test_image_holds_one_framework_and_one_server(containers: Containers) -> None:
+def test_image_holds_one_framework_and_its_servers(place: tuple[Containers, str]) -> None:
     """No image can import another application's framework or server, or pip."""
-    frameworks = {target(containers, service).partition("-")[0] for service in containers.urls}
-    for service in containers.urls:
-        found = set(inside(containers, service, IMPORTABLE, *frameworks, "gunicorn", "uvicorn", "pip"))
-        framework = target(containers, service).partition("-")[0]
-        assert found == {framework, *SERVERS[service]}, service
+    found = set(inside(*place, IMPORTABLE, *PROGRAMS, "gunicorn", "uvicorn", "pip"))
+    assert found == {place[1], *SERVERS[target(place)]}
 
 
 def test_image_holds_only_its_application(images: dict[str, Image]) -> None:
@@ -197,19 +188,17 @@ def test_image_holds_only_its_application(images: dict[str, Image]) -> None:
         assert set().union(*known.values()) == expected, service
 
 
-def test_image_has_no_compiler_and_no_downloader(containers: Containers) -> None:
-    """Whoever breaks in finds no tool to build or to fetch others with."""
+def test_image_has_no_compiler_and_no_downloader(place: tuple[Containers, str]) -> None:
+    """An intruder finds no tool to build or to download others with."""
     tools = ("cc", "gcc", "g++", "c++", "clang", "make", "curl", "wget", "git")
-    for service in containers.urls:
-        assert inside(containers, service, ON_PATH, "python", *tools) == ["python"], service
+    assert inside(*place, ON_PATH, "python", *tools) == ["python"]
 
 
-def test_bytecode_is_compiled_and_current(containers: Containers) -> None:
+def test_bytecode_is_compiled_and_current(place: tuple[Containers, str]) -> None:
     """A start compiles nothing: on a read-only root it would do so every time."""
-    for service in containers.urls:
-        current, stale = inside(containers, service, COMPILED)
-        assert stale == [], service
-        assert current > 100, service
+    current, stale = inside(*place, COMPILED)
+    assert stale == []
+    assert current > 100
 
 
 def test_no_layer_holds_a_secret(images: dict[str, Image]) -> None:
@@ -234,7 +223,7 @@ def test_the_key_of_django_is_shown_nowhere(containers: Containers) -> None:
 
 
 def test_the_service_can_not_change_its_own_files(images: dict[str, Image]) -> None:
-    """Even on a writable root: our layers add nothing that their user may write, and nothing setuid."""
+    """Even on a writable root, our layers add nothing that the user may write, and nothing setuid."""
     for service, image in images.items():
         assert len(image.added) > 100, service
         for member in image.added:
@@ -262,19 +251,18 @@ def test_image_says_who_runs_what(images: dict[str, Image]) -> None:
             assert config["Labels"][f"org.opencontainers.image.{label}"], service
 
 
-def test_image_is_small(containers: Containers, base: str) -> None:
+def test_image_is_small(place: tuple[Containers, str], base: str) -> None:
     """Each image adds less than 120 MB to its base image."""
-    for service in containers.urls:
-        added = size(containers.inspect(service, "{{.Image}}")) - size(base)
-        print(f"{service}: {added / MEGABYTE:.1f} MB over the base image")
-        assert 1 < added / MEGABYTE < 120, service
+    added = size(place[0].inspect(place[1], "{{.Image}}")) - size(base)
+    print(f"{target(place)}: {added / MEGABYTE:.1f} MB over the base image")
+    assert 1 < added / MEGABYTE < 120
 
 
-def test_a_code_change_ships_no_dependency(containers: Containers, tmp_path: Path) -> None:
+def test_a_code_change_ships_no_dependency(engine: None, tmp_path: Path) -> None:
     """Files beside the code change no image; an edit changes its last layer, without `pip install`."""
     copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=HOUSEKEEPING)
     tag = f"test-{secrets.token_hex(4)}"
-    targets = {target(containers, service) for service in containers.urls}
+    targets = list(SERVERS)
     beside = (".env", "serving/.env", ".data/secret_key", ".git/config", "README.md", "tests/test_x.py")
     module = copy / "serving/settings.py"
     # An edit before the first build too: for known sources the engine may take an older build's result.
@@ -301,13 +289,12 @@ def test_a_code_change_ships_no_dependency(containers: Containers, tmp_path: Pat
         run("docker", "rmi", *tags, expect=None)
 
 
-def test_a_private_checkout_builds_an_image_that_starts(containers: Containers, tmp_path: Path) -> None:
+def test_a_private_checkout_builds_an_image_that_starts(engine: None, tmp_path: Path) -> None:
     """An image's user can read the application, whatever umask the repository was cloned with."""
     copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=HOUSEKEEPING)
     for path in copy.rglob("*"):
         path.chmod(path.stat().st_mode & 0o700)
-    name = target(containers, next(iter(containers.urls)))
-    image = build(copy, name, f"test-{secrets.token_hex(4)}")[0]
+    image = build(copy, next(iter(SERVERS)), f"test-{secrets.token_hex(4)}")[0]
     try:
         output = run("docker", "run", "--rm", image, "python", "-c", UNREADABLE)
         assert json.loads(output) == []

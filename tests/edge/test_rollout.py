@@ -1,9 +1,7 @@
-"""A version replaces another one under load, and nobody notices; a bad one changes nothing."""
+"""A version replaces another one under load, and no request is lost."""
 
-import ast
 import json
 import re
-import runpy
 import secrets
 import shutil
 import threading
@@ -17,13 +15,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from checks.doctor import seconds
-from serving import health
 from tests.support.commands import HOUSEKEEPING, ROOT, answers, poll, run
 from tests.support.containers import Containers
-from tests.support.files import CADDYFILE, COMMANDS, edge, long_running
 
-rollout = runpy.run_path(str(ROOT / "deploy/rollout.py"))
+pytestmark = pytest.mark.slow
 
 # Around the image's own application: writes down what was received, and takes the time that was asked for.
 WITNESS = """
@@ -51,23 +46,20 @@ async def asgi(scope, receive, send):
 
 application = asgi if inspect.iscoroutinefunction(type(app).__call__) else wsgi
 """
-HYBRID = ("serving.gunicorn", "--worker-class", "serving.uvicorn.worker.Worker")
 WITNESSED = {
     "django": (("serving.gunicorn",), "wsgi_app.django_site.wsgi"),
     "flask": (("serving.gunicorn",), "wsgi_app.flask_site"),
-    "fastapi": (("asgi_app",), "asgi_app.main:app"),
-    "fastapi-hybrid": (HYBRID, "asgi_app.main:app"),
+    "fastapi": (("serving.uvicorn",), "asgi_app.main:app"),
 }
-# What a bad version has at the end of serving/health.py, and what is then said of it.
-BAD = {
-    "does not boot": ("raise RuntimeError('told not to boot')", "told not to boot"),
-    "is not ready": ("def answer(*_): return 503, b'told to be unready'", "told to be unready"),
-    "crashes after 3 s": (
-        "import os, threading\ncrash = threading.Timer(3, os._exit, [7])\ncrash.daemon = True\n"
-        "if __name__ != '__main__': crash.start()",
-        "exit code 7",
-    ),
-}
+# What Django's next version brings: another stylesheet, and a column that the version before does not know.
+DJANGO_STYLES, DJANGO_MODELS = "wsgi_app/django_site/static/guestbook.css", "wsgi_app/django_site/models.py"
+DJANGO_MIGRATION = """
+from django.db import migrations, models
+
+class Migration(migrations.Migration):
+    dependencies = [("guestbook", "0001_initial")]
+    operations = [migrations.AddField("entry", "mood", models.CharField(max_length=20, db_default=""))]
+"""
 
 
 class Deployment(Containers):
@@ -105,6 +97,14 @@ class Deployment(Containers):
         }
         self.environ.pop("MAKEFLAGS", None)
 
+    def change_django(self) -> None:
+        """Make the next version of Django's site."""
+        styles, models = self.directory / DJANGO_STYLES, self.directory / DJANGO_MODELS
+        styles.write_text(styles.read_text() + "\n.next { color: red }\n")
+        field = '    mood = models.CharField(max_length=20, db_default="")\n'
+        models.write_text(models.read_text().replace("\n    class Meta", f"{field}\n    class Meta"))
+        (models.parent / "migrations/0002_entry_mood.py").write_text(DJANGO_MIGRATION)
+
     def make(self, *arguments: str, expect: int = 0) -> str:
         """The output of `make ARGUMENTS`."""
         return run("make", *arguments, cwd=self.directory, env=self.environ, expect=expect, timeout=600)
@@ -130,6 +130,7 @@ class Load:
         self.failures: list[str] = []
         self.codes: Counter[int | None] = Counter()
         self.absences: list[float] = []
+        self.slowest = 0.0
         self.threads: list[threading.Thread] = []
         for service in stack.urls:
             if service.startswith("fastapi"):
@@ -137,6 +138,8 @@ class Load:
             for pace in ("", "", "&slow=2"):
                 for method in ("GET", "POST"):
                     self.client(self.ask, service, method, pace)
+            if service == "django":
+                self.client(self.read_styles, service)
 
     def client(self, function: Callable, *arguments: str) -> None:
         """One client in a thread of its own."""
@@ -149,6 +152,7 @@ class Load:
                 identity = secrets.token_hex(8)
                 request = f"{method} {identity}"
                 self.sent[request] = service
+                started = time.monotonic()
                 try:
                     path, form = self.form(client, service, identity) if method == "POST" else ("/", {})
                     answer = client.request(method, f"{path}?id={identity}{pace}", **form)
@@ -156,6 +160,16 @@ class Load:
                         self.failures.append(f"{service} {request}{pace}: {answer.status_code} {answer.text}")
                 except httpx2.HTTPError as error:
                     self.failures.append(f"{service} {request}{pace}: {error!r}")
+                self.slowest = max(self.slowest, time.monotonic() - started)
+
+    def read_styles(self, service: str) -> None:
+        """Ask for the stylesheet that the page had at the start, as a browser with an old page does."""
+        with httpx2.Client(base_url=self.stack.urls[service], trust_env=False, timeout=60) as client:
+            (styles,) = re.findall(r'href="(/static/guestbook[.]\w+[.]css)"', client.get("/").text)
+            while not self.done.wait(0.1):
+                answer = client.get(styles)
+                if answer.status_code != 200 or "immutable" not in answer.headers["cache-control"]:
+                    self.failures.append(f"{styles}: {answer.status_code}")
 
     def form(self, client: httpx2.Client, service: str, identity: str) -> tuple[str, dict]:
         """Where the service takes a POST, and what it takes."""
@@ -171,7 +185,8 @@ class Load:
         gone = 0.0
         while not self.done.is_set():
             try:
-                with connect(self.stack.urls[service].replace("http", "ws") + "/ws") as client:
+                url = self.stack.urls[service].replace("http", "ws") + "/ws"
+                with connect(url, open_timeout=60) as client:
                     while not self.done.wait(0.05):
                         client.send("here")
                         assert client.recv(timeout=20) == "here"
@@ -197,7 +212,8 @@ class Load:
     def report(self) -> str:
         """One line of figures."""
         worst = max(self.absences, default=0)
-        return f"{len(self.sent)} sent, {len(self.failures)} failed, {self.codes}, away for {worst:.2f} s"
+        requests = f"{len(self.sent)} requests, {len(self.failures)} failed, slowest {self.slowest:.1f} s"
+        return f"{requests}, WebSockets {dict(self.codes)}, away for {worst:.1f} s"
 
 
 def guestbook_messages(stack: Containers) -> Counter[str]:
@@ -219,8 +235,10 @@ def deployment(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_a_new_version_and_the_way_back_lose_nothing(deployment: Deployment) -> None:
-    """Every request is answered once, before, during and after; a WebSocket is asked to come back."""
+    """Every request is answered once, also by the old version on the new schema."""
     before = deployment.replicas()
+    if "django" in deployment.urls:
+        deployment.change_django()
     with Load(deployment) as load:
         deployment.make("deploy", "VERSION=1.0")
         new = deployment.replicas()
@@ -236,7 +254,8 @@ def test_a_new_version_and_the_way_back_lose_nothing(deployment: Deployment) -> 
             identity: 1 for identity in posts if f"POST {identity}" in load.sent
         }
     assert load.codes.keys() <= {1001, 1012}
-    assert max(load.absences, default=0) < 5
+    assert max(load.absences, default=0) < 60
+    before.pop("migrate-1", None)
     assert new == {name: image.replace(":latest", ":1.0") for name, image in before.items()}
     assert deployment.replicas() == before
 
@@ -284,51 +303,11 @@ def single(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
         stack.down()
 
 
-@pytest.mark.parametrize("fault", BAD)
-def test_a_bad_version_changes_nothing(single: Deployment, fault: str) -> None:
-    """The old replica goes on, no request meets the new one; the end says why, and what it printed last."""
-    code, reason = BAD[fault]
-    before, (name, *_) = single.replicas(), single.urls
-    settings = (single.directory / ".env").exists()
-    health = single.directory / "serving/health.py"
-    good = health.read_text()
-    health.write_text(f"{good}\n{code}\n")
-    try:
-        with Load(single) as load:
-            output = single.make("deploy", "VERSION=bad", expect=2)
-    finally:
-        health.write_text(good)
-    assert reason in output
-    assert f"{single.project}-{name}-candidate: " in output
-    assert "workers=" in output or "Traceback" in output
-    assert load.failures == []
-    assert load.codes.total() == 0
-    assert (single.replicas(), (single.directory / ".env").exists()) == (before, settings)
-
-
-def test_what_can_not_be_done_is_said(single: Deployment) -> None:
-    """No version before, no place for a successor, no valid tag: one line, and nothing has happened."""
-    name = next(iter(single.urls))
-    assert "VERSION='': must be" in single.make("rollback", expect=2)
-    assert "VERSION='a/b': must be" in single.make("deploy", "VERSION=a/b", expect=2)
-    scale = ("--detach", "--wait", "--no-build", "--no-deps", "--no-recreate", "--scale")
-    single.compose("up", *scale, f"{name}=4", name)
-    try:
-        output = single.make("deploy", expect=2)
-        assert f"{name}: no place is free" in output
-        advice = output.partition("successor: docker ")[2].split("\n")[0]
-        with Load(single) as load:
-            run("docker", *advice.split(), cwd=single.directory, env=single.environ)
-        assert load.failures == [], "fewer replicas: pre_stop comes first"
-        assert [*single.replicas()] == [f"{name}-{number}" for number in (1, 2, 3)]
-    finally:
-        single.compose("up", *scale, f"{name}=1", name)
-
-
 def test_images_built_once_are_deployed_elsewhere(single: Deployment, tmp_path: Path) -> None:
     """docker-compose.yml, .env and an engine that has the images: that serves them, and replaces them."""
     starts = ("docker save", "docker load", "docker compose up --detach --wait --no-build")
-    save, load, up = [line for line in COMMANDS if line.startswith(starts)]
+    lines = (ROOT / "docs/deploy.md").read_text().splitlines()
+    save, load, up = [next(line for line in lines if line.startswith(start)) for start in starts]
     single.environ["COMPOSE_PROFILES"] = ""
     (name,), others = single.urls, single.config()["services"].keys() - single.urls.keys() - {"edge"}
     (tmp_path / ".env").write_text(f"COMPOSE_PROJECT_NAME={single.project}\n")
@@ -350,19 +329,3 @@ def test_images_built_once_are_deployed_elsewhere(single: Deployment, tmp_path: 
         assert "VERSION=next\nPREVIOUS_VERSION=latest\n" in (tmp_path / ".env").read_text()
     finally:
         single.down()
-
-
-def test_the_edge_has_seen_what_a_stop_waits_for() -> None:
-    """It asks /readyz at least twice while a drained server, or a rollout, waits for it."""
-    assert 2 * seconds(edge("health_interval")) <= rollout["SEEN"] < health.NOTICED
-    for name, service in long_running().items():
-        drains = [hook["command"] for hook in service.get("pre_stop", [])]
-        assert drains == ([] if name == "edge" else [["python", "-m", "serving.health", "--drain"]]), name
-
-
-def test_the_rollout_knows_the_places_that_the_edge_asks() -> None:
-    """It is short, and runs wherever there is a Python."""
-    assert rollout["PLACES"] == {int(number) for number in re.findall(r"{args\[0\]}-(\d):8000", CADDYFILE)}
-    text = (ROOT / "deploy/rollout.py").read_text()
-    assert len(text.splitlines()) < 150
-    ast.parse(text, feature_version=(3, 9))

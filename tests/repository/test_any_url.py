@@ -1,4 +1,4 @@
-"""`make smoke URL=...` keeps apart what is kept, broken and not applicable, wherever it is pointed."""
+"""`make smoke URL=...` tells ok, broken and not applicable apart, for any server."""
 
 import datetime
 import gzip
@@ -17,7 +17,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from websockets.sync.server import serve
+from websockets.sync.server import ServerConnection, serve
 
 from checks.site import Site
 from checks.smoke import CHECKS, PLACES, Broken, NotApplicable, examine, place
@@ -30,10 +30,10 @@ LINES = {
     "ftp://localhost": "URL='ftp://localhost': must be the address of a deployment",
     "localhost:8000": "URL='localhost:8000': must be the address of a deployment",
     "http://localhost:http": "URL='http://localhost:http': must be the address of a deployment",
-    "http://nobody.invalid": "URL='http://nobody.invalid': must be where a server answers (",
+    "http://unknown.invalid": "URL='http://unknown.invalid': must be where a server answers (",
 }
 
-# What is wrong with the server -> the one promise that it breaks, and what is said of it.
+# What is wrong with the server -> the one check that fails, and what it reports.
 FAULTS = {
     "unready": ("health", "/readyz: 503"),
     "kept probe": ("health", "/livez: 200, Cache-Control: None"),
@@ -62,7 +62,7 @@ TLS_FAULTS = {
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Keeps every promise that the server's faults leave."""
+    """Passes every check, unless the server has the fault that the check is about."""
 
     protocol_version = "HTTP/1.1"
 
@@ -80,12 +80,22 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(405, "refused")
 
+    def do_POST(self) -> None:
+        """A message of a session, which every second request does not find with two processes."""
+        self.server.posts += 1
+        lost = "two processes" in self.server.faults and self.server.posts % 2
+        self.answer(400 if lost else 200, "ok")
+
     def do_GET(self) -> None:
         """A probe, a file, a page, or nothing."""
         faults = self.server.faults
         if self.path in ("/livez", "/readyz"):
             headers = {} if "kept probe" in faults else {"Cache-Control": "no-store"}
-            self.answer(503 if "unready" in faults and self.path == "/readyz" else 200, "", **headers)
+            unready = {"unready": 503, "hidden": 404}
+            status = next((unready[fault] for fault in faults if fault in unready), 200)
+            self.answer(status if self.path == "/readyz" else 200, "", **headers)
+        elif "socket.io" in faults and self.path.startswith("/socket.io/"):
+            self.answer(200, '0{"sid": "1"}')
         elif self.path == STYLE:
             age = 60 if "forgotten" in faults else 31536000
             self.answer(200, "a { color: red }\n" * 100, **{"Cache-Control": f"max-age={age}"})
@@ -130,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(*faults: str, certificate: Path | None = None) -> Iterator[str]:
     """The address of a server with these faults."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        listening.faults = faults
+        listening.faults, listening.posts = faults, 0
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
@@ -165,7 +175,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def broken(url: str) -> dict[str, str]:
-    """The promises that the site breaks, and what is said of them."""
+    """The checks that the site fails, and what they report."""
     return {name: found for name, (result, found) in examine(Site(url)).items() if result == "broken"}
 
 
@@ -176,7 +186,7 @@ def smoke(*urls: str, expect: int, **environ: str) -> str:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_promise_is_reported(fault: str) -> None:
+def test_a_fault_is_reported(fault: str) -> None:
     """That one and no other."""
     name, sentence = FAULTS[fault]
     with server(fault) as url:
@@ -186,9 +196,7 @@ def test_a_broken_promise_is_reported(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", TLS_FAULTS)
-def test_a_promise_broken_over_tls_is_reported(
-    fault: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_over_tls_is_reported(fault: str, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That one, beside the HTTP/2 that this server never speaks."""
     monkeypatch.setenv("CA", str(certificate))
     name, sentence = TLS_FAULTS[fault]
@@ -203,9 +211,46 @@ def test_a_websocket_without_bounds_is_reported() -> None:
     with serve(lambda client: list(client), "127.0.0.1", 0, max_size=None) as listening:
         threading.Thread(target=listening.serve_forever, daemon=True).start()
         port = listening.socket.getsockname()[1]
-        with pytest.raises(Broken, match="/ws: goodbye 1000, message without bound None"):
+        with pytest.raises(Broken, match="/ws: normal close 1000, message of unbounded length None"):
             CHECKS["WebSocket"](Site(f"http://127.0.0.1:{port}"))
         listening.shutdown()
+
+
+@pytest.mark.parametrize(("processes", "result"), [(1, "ok"), (2, "broken")])
+def test_a_session_that_another_process_does_not_know_is_reported(
+    processes: int, result: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of socket.io keeps sessions in the memory of one process."""
+    monkeypatch.setenv("WS", "/socket.io/")
+    with server(*["socket.io", "two processes"][:processes]) as url:
+        report = examine(Site(url))
+        assert report["sessions in memory"][0] == result
+        assert report["WebSocket"][0] == "not applicable"
+    lost = "3 of 6 requests lost the session; state in memory needs WEB_CONCURRENCY=1"
+    assert result == "ok" or report["sessions in memory"][1] == lost
+
+
+def test_a_websocket_of_socket_io_is_asked_in_its_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server speaks first, and its own close code for a message of unbounded length is accepted."""
+    monkeypatch.setenv("WS", "/socket.io")
+    asked = []
+
+    def speak_first(client: ServerConnection) -> None:
+        asked.append(client.request.path)
+        client.send('0{"sid": "1"}')
+        list(client)
+
+    with serve(speak_first, "127.0.0.1", 0) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        CHECKS["WebSocket"](Site(f"http://127.0.0.1:{listening.socket.getsockname()[1]}"))
+        listening.shutdown()
+    assert asked == ["/socket.io/?EIO=4&transport=websocket"] * 2
+
+
+def test_a_proxy_may_hide_readiness() -> None:
+    """404 for /readyz is no fault, unlike 503."""
+    with server("hidden") as url:
+        CHECKS["health"](Site(url))
 
 
 def test_a_site_may_add_slashes() -> None:
@@ -217,7 +262,7 @@ def test_a_site_may_add_slashes() -> None:
 
 
 def test_the_report_names_the_line_to_change() -> None:
-    """Exit code 0 without, 1 with a broken promise, whose line of this repository is shown."""
+    """Exit code 0, or 1 with a broken check, whose line of this repository is shown."""
     with server() as url:
         lines = smoke(url, expect=0).splitlines()
         assert len(lines) == len(CHECKS)
@@ -241,7 +286,7 @@ def test_what_is_no_deployment_gets_one_line(url: str) -> None:
     assert lines[0].startswith(LINES[url])
 
 
-def test_where_nobody_listens_gets_one_line() -> None:
+def test_an_address_without_server_gets_one_line() -> None:
     """The address, and what the machine says; `make` alone says that it needs an address."""
     url = f"http://127.0.0.1:{free_port()}"
     lines = smoke(url, expect=1).splitlines()

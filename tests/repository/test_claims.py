@@ -204,22 +204,15 @@ def test_the_lifespan_encloses_the_service(name: str) -> None:
         assert events(running, "shutdown") == 2, running.log.read_text()
 
 
-@pytest.mark.parametrize("name", ["flask sync", "fastapi hybrid", "fastapi gunicorn asgi"])
+@pytest.mark.parametrize("name", ["flask sync", "fastapi gunicorn asgi"])
 def test_a_stop_finishes_what_was_begun(name: str) -> None:
-    """What test_drain.py shows of the services: a request in flight is answered, and the exit code is 0."""
+    """A request in flight is answered, and the exit code is 0, in the modes that no service uses too."""
     with bare(name).running("--workers", "1") as running, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(get, running.url + "/wait")
         poll(lambda: events(running, "wait"), log=running.log.read_text)
         running.process.send_signal(signal.SIGTERM)
         assert answer.result() == "one", running.log.read_text()
         assert running.process.wait(20) == 0, running.log.read_text()
-
-
-def test_a_stop_of_the_hybrid_closes_websockets_with_1012() -> None:
-    """The client learns at once that it should come back, as test_drain.py shows of Uvicorn alone."""
-    with bare("fastapi hybrid").running("--workers", "1") as running:
-        assert stop_with_a_websocket(running) == 1012
-        assert events(running, "shutdown") == 1, running.log.read_text()
 
 
 def test_a_stop_of_gunicorns_asgi_worker_forgets_websockets() -> None:

@@ -262,22 +262,6 @@ def test_strange_input_is_no_failure_of_the_server(containers: Containers) -> No
             assert failures == [], service
 
 
-def test_fifty_megabytes_are_refused_past_the_edge_too(containers: Containers) -> None:
-    """By the application itself, which lives on; the answer may get lost when it closes on the rest."""
-    for service, url in containers.urls.items():
-        with suppress(httpx2.NetworkError, httpx2.RemoteProtocolError):
-            content, kind = b"a" * 50_000_000, {"content-type": "application/json"}
-            answer = httpx2.post(
-                containers.direct(service) + "/echo",
-                content=content,
-                headers=kind,
-                trust_env=False,
-                timeout=60,
-            )
-            assert answer.status_code in (403, 404, 413), service
-        assert httpx2.get(url, trust_env=False).status_code == 200
-
-
 def test_the_openapi_document_tells_the_truth() -> None:
     """Schemathesis finds no 5xx and no answer that FastAPI's document does not have; /events has no end."""
     with Server("serving.uvicorn", WEB_CONCURRENCY="1") as server:

@@ -83,40 +83,25 @@ def sockets(server: Server) -> int:
     return sum("socket:" in str(file.readlink()) for file in files if file.is_symlink())
 
 
-@pytest.fixture
-def services(containers: Containers) -> dict[str, str]:
-    """Where the services with a WebSocket listen, behind the edge."""
-    return {name: url for name, url in containers.urls.items() if name.startswith("fastapi")}
+@pytest.fixture(params=["containers", "hybrid"])
+def stack(request: pytest.FixtureRequest) -> Containers:
+    """The service behind the edge: with Uvicorn alone, and under Gunicorn."""
+    return request.getfixturevalue(request.param)
 
 
-def test_violations_close_with_the_right_code(services: dict[str, str]) -> None:
+def test_violations_close_with_the_right_code(stack: Containers) -> None:
     """Each breach of RFC 6455 gets a close frame that names it, through the edge as well."""
-    for service, url in services.items():
-        found = codes(url)
-        wrong = {name: code for name, code in found.items() if code not in VIOLATIONS[name][1]}
-        assert wrong == {}, service
+    found = codes(stack.urls["fastapi"])
+    assert {name: code for name, code in found.items() if code not in VIOLATIONS[name][1]} == {}
 
 
-def test_the_longest_message_arrives(services: dict[str, str]) -> None:
-    """One of exactly 1 MiB comes back; in fragments too, with a ping in between."""
-    half = b"a" * (MEBIBYTE // 2)
-    for url in services.values():
-        with connect(url.replace("http", "ws", 1) + "/ws", max_size=None, proxy=None) as client:
-            client.send(half * 2)
-            assert client.recv(timeout=20) == half * 2
-            client.send([half, half])
-            assert client.ping().wait(20)
-            assert client.recv(timeout=20) == half * 2
-
-
-def test_nothing_is_unpacked(services: dict[str, str]) -> None:
+def test_nothing_is_unpacked(stack: Containers) -> None:
     """No compression is agreed on, so that no small message can become a large one."""
-    for url in services.values():
-        client, head = handshake(url, "Sec-WebSocket-Extensions: permessage-deflate")
-        with client:
-            assert "permessage-deflate" not in head
-            client.sendall(frame(FIN | RSV1 | BINARY, b"\x4b\x04\x00"))
-            assert closing(client) == 1002
+    client, head = handshake(stack.urls["fastapi"], "Sec-WebSocket-Extensions: permessage-deflate")
+    with client:
+        assert "permessage-deflate" not in head
+        client.sendall(frame(FIN | RSV1 | BINARY, b"\x4b\x04\x00"))
+        assert closing(client) == 1002
 
 
 def test_a_dead_peer_is_let_go() -> None:
@@ -135,20 +120,18 @@ def test_a_dead_peer_is_let_go() -> None:
             assert alive.recv(timeout=20) == "still here"
 
 
-def test_a_thousand_idle_connections_fit_into_memory(
-    containers: Containers, services: dict[str, str]
-) -> None:
-    """The service and the edge stay within half of their limits, and everybody is served."""
+def test_a_thousand_idle_connections_fit_into_memory(containers: Containers) -> None:
+    """The service and the edge stay within half of their limits, and every client is answered."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     try:
-        service, url = next(iter(services.items()))
+        url = containers.urls["fastapi"]
         with ExitStack() as idle, ThreadPoolExecutor(50) as pool:
             # Together, or the first ones miss their pings.
             clients = [
                 idle.enter_context(client) for client in pool.map(lambda _: handshake(url)[0], range(1000))
             ]
-            for name in (service, "edge"):
+            for name in ("fastapi", "edge"):
                 stats = ("docker", "stats", "--no-stream", "--format", "{{.MemPerc}}")
                 assert float(run(*stats, containers.container(name)).strip().rstrip("%")) < 50, name
             assert httpx2.get(url).status_code == 200

@@ -60,9 +60,9 @@ def test_a_stop_finishes_the_request_in_flight_and_exits_0(stack: Stack, service
     assert_stop_finishes(stack, service)
 
 
-def test_a_stop_of_the_hybrid_finishes_the_request_in_flight(containers: Stack) -> None:
+def test_a_stop_of_the_hybrid_finishes_the_request_in_flight(hybrid: Stack) -> None:
     """Gunicorn passes the stop on to Uvicorn's workers, with the same outcome."""
-    assert_stop_finishes(containers, "fastapi-hybrid")
+    assert_stop_finishes(hybrid, "fastapi")
 
 
 def assert_stop_finishes(stack: Stack, service: str) -> None:

@@ -139,7 +139,8 @@ class Containers:
         """Run a container of this name in the services' network until `down`."""
         self.neighbours.append(name)
         network = ("--network", f"{self.project}_default")
-        image = re.search(r"PYTHON_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text())[1]
+        dockerfile = (ROOT / "Dockerfile").read_text()
+        image = re.search(r"^FROM (\S+) AS python-default", dockerfile, re.MULTILINE)[1]
         run("docker", "run", "--detach", "--name", name, *network, *options, image, *command)
 
     def container(self, service: str) -> str:
@@ -214,7 +215,7 @@ def inside(stack: Containers, service: str, program: str, *arguments: str) -> An
 
 
 def processes(stack: Containers, service: str) -> list[dict[str, list[str]]]:
-    """The container's processes as /proc has them, PID 1 first; `docker exec` gives its own no parent."""
+    """The container's processes as /proc has them, init first, without those of `docker exec`."""
     found = inside(stack, service, PROCESSES)
     return sorted(
         (process for process in found if process["Pid"] == ["1"] or process["PPid"] != ["0"]),
@@ -222,11 +223,18 @@ def processes(stack: Containers, service: str) -> list[dict[str, list[str]]]:
     )
 
 
+def server_process(stack: Containers, service: str) -> dict[str, list[str]]:
+    """The process that Docker's init started."""
+    return next(process for process in processes(stack, service) if process["PPid"] == ["1"])
+
+
 def children(stack: Containers, service: str) -> list[int]:
-    """The pids of PID 1's worker processes."""
+    """The pids of the server's worker processes."""
+    found = processes(stack, service)
+    server = next(process for process in found if process["PPid"] == ["1"])
     return [
         int(process["Pid"][0])
-        for process in processes(stack, service)
+        for process in found
         # Spawned beside the workers; it serves nothing.
-        if process["PPid"] == ["1"] and "resource_tracker" not in " ".join(process["Arguments"])
+        if process["PPid"] == server["Pid"] and "resource_tracker" not in " ".join(process["Arguments"])
     ]

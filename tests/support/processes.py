@@ -19,7 +19,6 @@ EDITS = {
     "flask": ("wsgi_app/flask_site/__init__.py", 'service="flask', "-edited"),
     "fastapi": ("asgi_app/main.py", '"service": "fastapi', "-edited"),
 }
-EDITS["fastapi-hybrid"] = EDITS["fastapi"]
 # The services that answer JSON and keep no data: a module, the framework's object in it, the object
 # that is served, and what serves it.
 JSON: dict[str, tuple[str, str, str, str]] = {}

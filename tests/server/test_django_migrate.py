@@ -1,0 +1,65 @@
+"""Django's `migrate` in a deployment: it waits for PostgreSQL, and only one runs at a time."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import poll, run
+from tests.support.postgres import Postgres
+
+MIGRATE = (sys.executable, "-m", "wsgi_app.django_site", "migrate")
+HURRY = """
+import sys
+from wsgi_app.django_site.management.commands import migrate
+migrate.SECONDS = 2
+sys.argv = ["migrate", "migrate"]
+import wsgi_app.django_site.__main__
+"""
+
+
+def start(output: Path, **environ: str) -> subprocess.Popen:
+    """A migration in the background."""
+    with output.open("w") as file:
+        return subprocess.Popen(MIGRATE, env=os.environ | environ, stdout=file, stderr=file)
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory):
+    """A server of these tests alone."""
+    with Postgres() as server:
+        yield server
+
+
+def test_it_waits_for_a_database_that_is_not_up_yet(postgres: Postgres, tmp_path: Path) -> None:
+    """One line says so; one that never comes is a failure with one line."""
+    environ = {"DATABASE_URL": postgres.url, "DATA_DIR": str(tmp_path)}
+    postgres.stop()
+    try:
+        output = run(sys.executable, "-c", HURRY, env=os.environ | environ, expect=1)
+        assert re.search(r"CommandError: the database does not answer within 2 s: connection failed", output)
+        assert "Traceback" not in output
+        migration = start(tmp_path / "log", **environ)
+        poll(lambda: "waiting for the database: connection failed" in (tmp_path / "log").read_text())
+    finally:
+        postgres.start()
+    assert migration.wait(60) == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text().count("waiting for the database") == 1
+
+
+@pytest.mark.parametrize("database", ["postgres", "sqlite"])
+def test_one_migration_runs_at_a_time(postgres: Postgres, tmp_path: Path, database: str) -> None:
+    """Three at the same time, each as a replica could start one: all succeed, and each step runs once."""
+    environ = {"DATA_DIR": str(tmp_path)}
+    if database == "postgres":
+        run(*MIGRATE, "guestbook", "zero", env=os.environ | environ | {"DATABASE_URL": postgres.url})
+        environ["DATABASE_URL"] = postgres.url
+    logs = [tmp_path / f"{number}.log" for number in range(3)]
+    migrations = [start(log, **environ) for log in logs]
+    codes = [migration.wait(60) for migration in migrations]
+    output = "\n".join(log.read_text() for log in logs)
+    assert codes == [0, 0, 0], output
+    assert output.count("Applying guestbook.0001_initial... OK") == 1, output

@@ -1,0 +1,169 @@
+"""What an application or a client does wrong is answered, and logged with a request id, in every mode."""
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.support.commands import poll
+from tests.support.servers import Server
+
+APP = """
+import sys
+from serving.wsgi import Service
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/raise":
+        raise RuntimeError("intended")
+    if path == "/oserror":
+        raise ConnectionRefusedError("another service")
+    if path == "/exit":
+        sys.exit("intended")
+    if path == "/read":
+        environ["wsgi.input"].read()
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return chunks(path)
+
+def chunks(path):
+    if path == "/first":
+        raise RuntimeError("intended")
+    if path == "/first-oserror":
+        raise FileNotFoundError("intended")
+    yield b"ok"
+    if path == "/second":
+        raise RuntimeError("intended")
+
+application = Service(app)
+"""
+CLASSES = {"gthread": (), "sync": ("--worker-class", "sync"), "gevent": ("--worker-class", "gevent")}
+ID = r"\[[0-9a-f]{32}\]"
+
+
+@pytest.fixture(params=CLASSES, scope="module")
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A worker of each class."""
+    if request.param == "gevent":
+        pytest.importorskip("gevent")
+    folder = tmp_path_factory.mktemp("app")
+    (folder / "app.py").write_text(APP)
+    command = ("serving.gunicorn", *CLASSES[request.param], "--workers", "1", "app")
+    with Server(*command, PYTHONPATH=str(folder)) as server:
+        yield server.wait()
+
+
+def lines(server: Server, pattern: str) -> list[str]:
+    """The log's lines that match, once there is one."""
+    return poll(lambda: re.findall(f"^.*{pattern}.*$", server.log(), re.MULTILINE), log=server.log)
+
+
+@pytest.mark.parametrize("path", ["/raise", "/first", "/oserror", "/first-oserror"])
+def test_an_exception_is_answered_with_500(server: Server, path: str) -> None:
+    """Also an OSError, which Gunicorn would take for one of the connection's."""
+    answer = httpx2.get(f"{server.url}{path}?token=hunter2", trust_env=False)
+    assert answer.status_code == 500
+    identity = answer.headers["x-request-id"]
+    (access,) = lines(server, rf'\[{identity}\] 127.0.0.1 "GET {path}\?')
+    assert re.search(rf'"GET {path}\?token=\*" 500 ', access), access
+    assert lines(server, rf"ERROR .*\[{identity}\] Error handling request")
+    assert "hunter2" not in server.log()
+
+
+def test_an_exit_ends_no_worker(server: Server) -> None:
+    """`sys.exit` in a view is answered with 500; the worker, and what it serves, lives on."""
+    if "SyncWorker" in server.log() or "worker: sync" in server.log() or "worker: gevent" in server.log():
+        pytest.skip("this class serves in the main thread, where an exit is the server's own")
+    before = server.log().count("Booting worker")
+    assert httpx2.get(server.url + "/exit", trust_env=False).status_code == 500
+    assert httpx2.get(server.url + "/", trust_env=False).status_code == 200
+    assert server.log().count("Booting worker") == before
+
+
+def test_an_exception_after_the_first_chunk_breaks_the_response_off(server: Server) -> None:
+    """The client must not take it for complete; the line has the status that was sent."""
+    with pytest.raises(httpx2.RemoteProtocolError):
+        httpx2.get(server.url + "/second", trust_env=False)
+    assert len(lines(server, '"GET /second" 200 ')) == 1
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /twice HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"GET /twice HTTP/1.1\r\nHost: a\r\nContent-Type: a/b\r\nContent-Type: a/b\r\n\r\n", 400),
+        (b"POST /read HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"GET /space\x00 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /x?token=hunter2 HTTP/9.9\r\nHost: a\r\n\r\n", 400),
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /long HTTP/1.1\r\nHost: a\r\nA: " + b"x" * 20_000 + b"\r\n\r\n", 431),
+    ],
+)
+def test_a_malformed_request_is_answered(server: Server, request_bytes: bytes, status: int) -> None:
+    """With its status and an id; the log has one warning without a traceback, and no secret."""
+    before = len(server.log())
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(request_bytes)
+        answer = client.recv(65536)
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
+    identity = re.search(rb"\r\nX-Request-ID: ([0-9a-f]{32})\r\n", answer)
+    assert identity
+    word = identity[1].decode()
+    poll(lambda: f"[{word}] Invalid request from ip=127.0.0.1" in server.log(), log=server.log)
+    said = server.log()[before:]
+    assert "Traceback" not in said
+    assert " ERROR " not in said
+    assert "hunter2" not in said
+
+
+def test_an_id_is_not_that_of_an_earlier_request(server: Server) -> None:
+    """Threads are used again; a malformed request gets an id of its own."""
+    known = {httpx2.get(server.url, trust_env=False).headers["x-request-id"] for _ in range(12)}
+    for _ in range(6):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+            client.sendall(b"nonsense\r\n\r\n")
+            known.add(re.search(rb"X-Request-ID: (\w+)", client.recv(65536))[1].decode())
+    assert len(known) == 18
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_error(server: Server) -> None:
+    """No 500 and no traceback: a stranger could fill the log with them."""
+    before = len(server.log())
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(b"POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nx")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    assert httpx2.get(server.url + "/", trust_env=False).status_code == 200
+    assert "Traceback" not in server.log()[before:]
+
+
+ASGI = """
+from serving.asgi import Service
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        raise RuntimeError("intended")
+
+app = Service(app)
+"""
+
+
+@pytest.mark.parametrize(
+    ("worker_class", "status"),
+    [("asgi", 400), ("serving.uvicorn.worker.Worker", 400)],
+    ids=["asgi", "fastapi-hybrid"],
+)
+def test_asyncio_workers_answer_too(worker_class: str, status: int, tmp_path: Path) -> None:
+    """500 for an exception, 400 for nonsense, also where Gunicorn only manages the processes."""
+    (tmp_path / "app.py").write_text(ASGI)
+    command = ("serving.gunicorn", "--worker-class", worker_class, "--workers", "1", "app:app")
+    with Server(*command, PYTHONPATH=str(tmp_path), WORKLOAD="asyncio").wait() as server:
+        answer = httpx2.get(server.url + "/x?token=hunter2", trust_env=False)
+        assert answer.status_code == 500
+        (line,) = lines(server, rf"INFO .*\[{answer.headers['x-request-id']}\]")
+        assert '"GET /x?token=*" 500 ' in line
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+            client.sendall(b"nonsense\r\n\r\n")
+            assert client.recv(65536).startswith(f"HTTP/1.1 {status} ".encode())
+        assert "hunter2" not in server.log(), server.log()
