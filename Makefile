@@ -19,7 +19,7 @@ endif
 PROCESS := .venv/bin/python -m deploy.process
 
 ##@ Run
-.PHONY: up dev down logs deploy rollback
+.PHONY: up dev down logs deploy rollback up-docker dev-docker down-docker logs-docker
 up: up-$(RUNTIME) ## Start every service and wait until all are healthy
 dev: dev-$(RUNTIME) ## The same servers; edited code is served immediately, tracebacks are shown
 down: down-$(RUNTIME) ## Stop every service; data stays
@@ -29,7 +29,6 @@ deploy: ## Replace the running version by the code as it is, losing no request: 
 rollback: ## Return to the version before, in the same way
 	@python3 deploy/rollout.py --rollback
 
-.PHONY: up-docker dev-docker down-docker logs-docker
 up-docker:
 	@echo "Running containers: $(WHY)."
 	@docker compose up --build --detach --wait --remove-orphans || \
@@ -41,7 +40,6 @@ down-docker:
 	docker compose --profile '*' down --remove-orphans
 logs-docker:
 	docker compose logs --follow --tail 100
-
 .PHONY: up-process dev-process down-process logs-process
 up-process: .venv/up
 	@echo "Running local processes: $(WHY)."
@@ -51,11 +49,15 @@ dev-process: .venv/up
 down-process logs-process: %-process: .venv/up
 	@$(PROCESS) $*
 
-# Django's commands: make manage ARGS=createsuperuser
+# Django's commands. Those that write code run as you, in the working copy; others on its data.
 .PHONY: manage manage-docker manage-process
+WRITES_CODE := $(filter makemigrations startapp,$(firstword $(ARGS)))
+AS_YOU := --no-deps --user $(shell id -u) --volume ./wsgi_app:/app/wsgi_app \
+  --env DJANGO_SECRET_KEY=unused --env DATABASE_URL=sqlite:////tmp/db.sqlite3
 manage: manage-$(RUNTIME) ## Run a Django command: make manage ARGS=createsuperuser
 manage-docker:
-	docker compose run --rm django python -m wsgi_app.django_site $(ARGS)
+	docker compose run --rm --build $(if $(WRITES_CODE),$(AS_YOU)) django \
+	  python -m wsgi_app.django_site $(ARGS)
 manage-process: .venv/up
 	@$(PROCESS) manage $(ARGS)
 
@@ -105,6 +107,5 @@ TOOLS := $(filter %/test.txt %/lint.txt %/bench.txt,$(LOCKS))
 	@touch $@
 .venv/bin/python:
 	@sh deploy/process/create-venv
-
 # More targets, from folders that bring their own.
 include $(wildcard */targets.mk)

@@ -186,13 +186,12 @@ class Deployment:
 
     def remove_leftovers(self) -> None:
         """Remove what an interrupted deployment left: candidates, and containers that never started."""
-        names = {self.candidate(service) for service in self.definitions}
+        candidates = {self.candidate(service) for service in self.definitions}
         for container in self.containers:
             name = container["Name"].lstrip("/")
-            never_started = (
-                container["State"]["Status"] == "created" and self.service_of(container) in self.replaced
-            )
-            if name in names or never_started:
+            # Compose gives a container that takes another one's place such a name until it starts.
+            never_started = container["State"]["Status"] == "created" and re.match(r"[0-9a-f]{12}_", name)
+            if name in candidates or (never_started and self.service_of(container) in self.replaced):
                 docker("rm", "--force", "--volumes", name)
 
     def build_or_pull(self, build: bool) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import shlex
+import signal
 import sys
 import time
 from datetime import timedelta
@@ -26,6 +27,7 @@ __all__ = [
     "logconfig_json",
     "logger_class",
     "on_starting",
+    "post_fork",
     "post_request",
     "pre_request",
     "preload_app",
@@ -127,6 +129,16 @@ def when_ready(server: Any) -> None:
         internals.refuse_shared_connections()
         gc.collect()
         gc.freeze()
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Let a signal end a worker that has not booted yet.
+
+    Until then it has the arbiter's handlers, which would do nothing: a stop would wait for the
+    graceful timeout.
+    """
+    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def pre_request(worker: Any, req: Any) -> None:

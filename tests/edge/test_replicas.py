@@ -3,6 +3,7 @@
 import re
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -69,7 +70,7 @@ def test_forged_headers_end_at_the_edge(containers: Containers) -> None:
     assert own.keys() == {"x-forwarded-for", "x-forwarded-proto", "x-request-id"}
     assert own["x-forwarded-proto"] == "http"
     assert re.fullmatch(r"[\d.]+", own["x-forwarded-for"])
-    assert re.fullmatch(r"[0-9a-f]{32}", own["x-request-id"])
+    assert re.fullmatch(r"[0-9a-f-]{36}", own["x-request-id"])
 
 
 def ask(stack: Containers, headers: dict[str, str]) -> httpx2.Response:
@@ -85,7 +86,7 @@ def mirrored(answer: httpx2.Response) -> bool:
 def test_a_proxy_in_front_is_believed(fleet: Containers) -> None:
     """Through several trusted hops the right-most stranger is the client; a well-formed id is kept."""
     hops = {"x-forwarded-for": "6.6.6.6, 203.0.113.7, 10.1.2.3", "x-forwarded-proto": "https"}
-    for identity, expected in {"proxy-4711.a_b": "proxy-4711.a_b", "two words": "[0-9a-f]{32}"}.items():
+    for identity, expected in {"proxy-4711.a_b": "proxy-4711.a_b", "two words": "[0-9a-f-]{36}"}.items():
         headers = hops | {"x-request-id": identity}
         answer = httpx2.get(fleet.urls[SERVICE], headers=headers)
         assert (answer.json()["client"], answer.json()["scheme"]) == ("203.0.113.7", "https")
@@ -100,12 +101,20 @@ def test_another_domain_takes_one_variable(fleet: Containers) -> None:
         assert answer.headers["strict-transport-security"] == "max-age=31536000"
 
 
-def test_a_missing_service_is_answered_for(fleet: Containers) -> None:
-    """503 as a problem document within seconds, and no line in the log for each missing replica."""
-    other = next(service for service in fleet.urls if service != SERVICE)
-    answer = httpx2.get(fleet.urls[other])
-    assert (answer.status_code, answer.json()["status"]) == (503, 503)
-    assert "health_checker" not in fleet.log("edge")
+def test_a_trusted_load_balancer_has_terminated_tls(fleet: Containers) -> None:
+    """Its requests to the plain port are served, other ones are redirected."""
+    url = f"http://127.0.0.1:{fleet.ports['EDGE_HTTP_PORT']}"
+    headers = {"host": f"{SERVICE}.shop.internal"}
+    answer = httpx2.get(url, headers=headers | {"x-forwarded-proto": "https"})
+    assert (answer.status_code, answer.json()["scheme"]) == (200, "https")
+    assert httpx2.get(url, headers=headers).status_code == 308
+
+
+def test_nobody_else_is_trusted(containers: Containers) -> None:
+    """Without EDGE_TRUSTED_PROXIES, a client's own X-Forwarded-Proto changes nothing."""
+    url = f"http://127.0.0.1:{containers.ports['EDGE_HTTP_PORT']}"
+    headers = {"host": f"{SERVICE}.localhost", "x-forwarded-proto": "https"}
+    assert httpx2.get(url, headers=headers).status_code == 308
 
 
 def test_two_projects_on_one_host_are_apart(fleet: Containers) -> None:
@@ -121,51 +130,48 @@ def test_two_projects_on_one_host_are_apart(fleet: Containers) -> None:
         second.down()
 
 
-def test_a_request_that_may_have_been_received_is_not_sent_twice(fleet: Containers) -> None:
-    """A GET or PUT is asked again elsewhere when a replica hangs up, a POST never."""
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST"])
+def test_a_received_request_is_not_sent_to_another_replica(fleet: Containers, method: str) -> None:
+    """A replica reads the request and hangs up: 502, and no other replica sees it."""
     name = replica(fleet, 4)
     fleet.neighbour(name, "python", "-c", REPLICA, "hangs up")
     statuses: dict[str, int] = {}
 
     def received() -> list[str]:
-        return run("docker", "logs", name).splitlines()
+        return re.findall(rf"^{method} (\S+)", run("docker", "logs", name), re.MULTILINE)
 
-    def ask_all() -> bool:
-        for method in ("GET", "PUT", "POST"):
-            path = f"/?{len(statuses)}"
-            answer = client.request(method, fleet.urls[SERVICE] + path, content="x" * 1000)
-            statuses[f"{method} {path}"] = answer.status_code
-        return {"GET", "PUT", "POST"} <= {line.split()[0] for line in received()}
+    def ask_one() -> bool:
+        path = f"/?{method}{len(statuses)}"
+        answer = client.request(method, fleet.urls[SERVICE] + path, content="x" * 1000)
+        statuses[path] = answer.status_code
+        return len(received()) > 2
 
     try:
         with httpx2.Client(trust_env=False) as client:
-            poll(ask_all, 60)
-        lost = [request for request, status in statuses.items() if status == 502]
-        assert lost == [line for line in received() if line.startswith("POST")]
-        assert set(statuses.values()) == {200, 405, 502}
+            poll(ask_one, 60)
+        lost = [path for path, status in statuses.items() if status == 502]
+        assert sorted(lost) == sorted(received())
         served = fleet.log(SERVICE)
-        assert [request for request in lost if f'"{request}"' in served] == []
+        assert [path for path in lost if f'"{method} {path}"' in served] == []
     finally:
         run("docker", "rm", "--force", name)
 
 
-def test_half_a_body_reaches_nobody(containers: Containers) -> None:
-    """400 for malformed chunks and for a body that ends early; nobody hears of a client that left."""
+def test_a_body_that_ends_early_reaches_no_replica(containers: Containers) -> None:
+    """Up to the size that the edge buffers, a replica sees complete bodies only."""
     name = f"{containers.project}-{SERVICE}-4"
     host, _, port = containers.urls[SERVICE].removeprefix("http://").partition(":")
     head = f"HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n"
-    statuses = {"/cut": set(), "/malformed": set(), "/whole": set()}
 
     def ask_all() -> bool:
-        for path in ("/left", "/cut"):
+        for end in (False, True):
             with socket.create_connection((host, int(port))) as client:
-                client.sendall(f"PUT {path} {head}Content-Length: 9\r\n\r\nhalf".encode())
-                if path in statuses:
+                client.sendall(f"PUT /cut {head}Content-Length: 9\r\n\r\nhalf".encode())
+                if end:
                     client.shutdown(socket.SHUT_WR)
-                    statuses[path].add(client.recv(65536).split()[1])
-        for path, end in (("/malformed", "zz\r\n"), ("/whole", "0\r\n\r\n")):
-            request = f"PUT {path} {head}Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n{end}"
-            statuses[path].add(raw(containers.urls[SERVICE], request.encode()).split()[1])
+                    client.recv(65536)
+        request = f"PUT /whole {head}Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n\r\n"
+        raw(containers.urls[SERVICE], request.encode())
         return received().count("/whole") > 2
 
     def received() -> list[str]:
@@ -174,25 +180,27 @@ def test_half_a_body_reaches_nobody(containers: Containers) -> None:
     containers.neighbour(name, "python", "-c", REPLICA, "answers")
     try:
         poll(ask_all, 60)
-        assert statuses["/cut"] == statuses["/malformed"] == {b"400"}
         assert set(received()) == {"/whole"}
     finally:
         run("docker", "rm", "--force", name)
 
 
 def test_replicas_share_the_load_and_one_can_go(fleet: Containers) -> None:
-    """All three serve; a draining one gets nothing more, and stopping it then costs no request."""
+    """All three serve; `docker stop` of one loses no request, and none waits longer than a second."""
     outcomes: Counter[str] = Counter()
+    waits: list[float] = []
     done = threading.Event()
 
     def load(method: str, path: str) -> None:
         with httpx2.Client(trust_env=False) as client:
             while not done.is_set():
+                start = time.monotonic()
                 try:
                     answer = client.request(method, fleet.urls[SERVICE] + path, json="x")
                     outcomes[str(answer.status_code)] += 1
                 except httpx2.HTTPError as error:
                     outcomes[repr(error)] += 1
+                waits.append(time.monotonic() - start)
 
     def served(number: int) -> int:
         return run("docker", "logs", replica(fleet, number)).count('" 200 ')
@@ -202,35 +210,31 @@ def test_replicas_share_the_load_and_one_can_go(fleet: Containers) -> None:
         goals = {number: served(number) + 20 for number in numbers}
         poll(lambda: all(served(number) > goal for number, goal in goals.items()), 60, lambda: f"{outcomes}")
 
-    def silent() -> bool:
-        before = served(2)
-        more(1, 3)
-        return served(2) == before
-
     clients = [threading.Thread(target=load, args=pair) for pair in [("GET", "/"), ("POST", "/echo")] * 2]
     for client in clients:
         client.start()
     try:
         more(1, 2, 3)
-        drain = "from serving import health; health.drain_file().touch()"
-        run("docker", "exec", replica(fleet, 2), "python", "-c", drain)
-        poll(silent)
-        run("docker", "stop", replica(fleet, 2))
+        usual = max(waits)
+        run("docker", "stop", "--timeout", "60", replica(fleet, 2))
         more(1, 3)
     finally:
         done.set()
         for client in clients:
             client.join()
     assert outcomes.keys() == {"200"}, outcomes
+    assert max(waits) < max(1, 2 * usual), "on a busy machine, requests wait without a stop, too"
 
 
 def test_the_edge_has_one_privilege_and_stops_cleanly(fleet: Containers) -> None:
     """Not root, and with the capability to bind low ports alone; its authority outlives it."""
-    status = dict(re.findall(r"(\w+):\s+(\S+)", fleet.exec("edge", "cat", "/proc/1/status")))
-    expected = {"Uid": "10001", "Gid": "10001", "NoNewPrivs": "1"}
-    # CAP_NET_BIND_SERVICE is bit 10.
-    expected |= dict.fromkeys(("CapPrm", "CapEff", "CapBnd"), f"{1 << 10:016x}")
-    assert expected == {name: status[name] for name in expected}
+    status = dict(
+        re.findall(r"(\w+):\s+(\S+)", fleet.exec("edge", "sh", "-c", "cat /proc/$(pidof caddy)/status"))
+    )
+    assert (status["Uid"], status["Gid"], status["NoNewPrivs"]) == ("10001", "10001", "1")
+    # CAP_NET_BIND_SERVICE is bit 10. An init process in front of the edge does not pass it on.
+    for name in ("CapPrm", "CapEff", "CapBnd"):
+        assert int(status[name], 16) in (0, 1 << 10), name
     with Browser(fleet) as before:
         assert fleet.stop("edge") == 0, fleet.log("edge")
         fleet.start("edge")

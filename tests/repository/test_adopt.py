@@ -75,24 +75,21 @@ class Stranger:
     names: dict[str, str] = field(default_factory=dict)
 
 
+LACKING = {"static files", "WebSocket", "sessions in memory", "HTTP/2"}
 STRANGERS = {
     "Django": Stranger(
         "django",
         wagtail,
         "Welcome to your new Wagtail site!",
-        {"WebSocket", "HTTP/2"},
+        {"WebSocket", "sessions in memory", "HTTP/2"},
         {
             "shop/settings.py": "mysite/settings/base.py",
             "shop.settings": "mysite.settings.production",
             "shop": "mysite",
         },
     ),
-    "Flask, any WSGI": Stranger(
-        "flask", httpbin, "httpbin.org", {"static files", "WebSocket", "HTTP/2"}, {"shop": "httpbin"}
-    ),
-    "FastAPI, any ASGI": Stranger(
-        "fastapi", datasette, "books", {"static files", "WebSocket", "HTTP/2"}, {"shop": "library"}
-    ),
+    "Flask, any WSGI": Stranger("flask", httpbin, "httpbin.org", LACKING, {"shop": "httpbin"}),
+    "FastAPI, any ASGI": Stranger("fastapi", datasette, "books", LACKING, {"shop": "library"}),
 }
 
 

@@ -54,10 +54,12 @@ def test_the_table_is_complete() -> None:
     ]
 
 
-def test_an_address_has_4000_bytes(containers: Containers) -> None:
-    """The query counts."""
-    under, over = ({"params": {"q": "a" * (length - len("/?q="))}} for length in (4000, 4001))
-    assert set(both(containers, "GET /", under, over).values()) == {(200, 414)}
+def test_gunicorn_limits_the_request_line(containers: Containers) -> None:
+    """4094 bytes, the query included; Uvicorn and the edge limit the headers as a whole only."""
+    under, over = ({"params": {"q": "a" * length}} for length in (4000, 4100))
+    for service, statuses in both(containers, "GET /", under, over).items():
+        is_gunicorn = "gunicorn" in containers.inspect(service, "{{.Config.Cmd}}")
+        assert statuses == (200, 414 if is_gunicorn else 200), service
 
 
 def test_headers_have_12_kib(containers: Containers) -> None:

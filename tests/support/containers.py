@@ -139,7 +139,8 @@ class Containers:
         """Run a container of this name in the services' network until `down`."""
         self.neighbours.append(name)
         network = ("--network", f"{self.project}_default")
-        image = re.search(r"PYTHON_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text())[1]
+        dockerfile = (ROOT / "Dockerfile").read_text()
+        image = re.search(r"^FROM (\S+) AS python-default", dockerfile, re.MULTILINE)[1]
         run("docker", "run", "--detach", "--name", name, *network, *options, image, *command)
 
     def container(self, service: str) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tests.support.commands import lacking, run
 
-IMAGE = "tests-postgres:local"
 # A compose file's `command`: make the data directory at the first start, then serve.
 START = (
     "[ -d /data/db ] || {binaries}/initdb -D /data/db -U app --auth trust >/dev/null; "
@@ -18,14 +17,27 @@ START = (
 
 
 def postgres_service() -> dict:
-    """A Compose service with a real PostgreSQL and a volume `database`; skips where no package is installed.
-
-    The image holds the package's files and the libraries that they need, at the places of this machine.
-    """
+    """A Compose service with a real PostgreSQL and a volume `database`; skips without a package."""
     found = [Path(shutil.which("initdb") or "/").parent, *Path("/usr/lib/postgresql").glob("*/bin")]
     binaries = next((path for path in reversed(found) if (path / "initdb").exists()), None)
     if binaries is None:
         lacking("no PostgreSQL server on this machine")
+    image = f"tests-postgres:{binaries.parent.name}"
+    if not run("docker", "image", "ls", "--quiet", image):
+        make_image(image, binaries)
+    return {
+        "image": image,
+        "command": ["/bin/sh", "-c", START.format(binaries=binaries)],
+        "user": "nobody",
+        "tmpfs": ["/tmp:mode=1777"],
+        "volumes": ["database:/data"],
+        "stop_signal": "SIGINT",
+        "restart": "unless-stopped",
+    }
+
+
+def make_image(image: str, binaries: Path) -> None:
+    """Pack the package's files, and the libraries that they need, at the places of this machine."""
     programs = [binaries / "initdb", binaries / "postgres", Path("/bin/sh"), *binaries.glob("../lib/*.so")]
     libraries = set(re.findall(r"(?m)(/\S+) \(0x", run("ldd", *programs, expect=None)))
     share = Path("/usr/share/postgresql", binaries.parent.name)
@@ -35,13 +47,4 @@ def postgres_service() -> dict:
         owner = ("--owner=nobody", "--group=nogroup", "--dereference")
         archive = ("tar", "--create", *owner, "--directory", "/", *map(str, files), "--directory", directory)
         with subprocess.Popen([*archive, "data"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as tar:
-            run("docker", "import", "-", IMAGE, stdin=tar.stdout)
-    return {
-        "image": IMAGE,
-        "command": ["/bin/sh", "-c", START.format(binaries=binaries)],
-        "user": "nobody",
-        "tmpfs": ["/tmp:mode=1777"],
-        "volumes": ["database:/data"],
-        "stop_signal": "SIGINT",
-        "restart": "unless-stopped",
-    }
+            run("docker", "import", "-", image, stdin=tar.stdout)

@@ -29,6 +29,7 @@ class Dependency:
         self.error: Exception | None = None
 
     def __call__(self) -> None:
+        """Answer, or raise the error."""
         self.calls += 1
         self.running += 1
         self.most = max(self.most, self.running)

@@ -65,11 +65,15 @@ def test_each_workload_has_its_formula(workload: str, expected: tuple[int, ...])
         (12, Limits(80, None, False)),
         (9, Limits(2, None, False)),
         (321, Limits(80, None, True)),
-        (80, Limits(80, 80 * MEMORY, False)),
+        (12, Limits(80, 80 * MEMORY, False)),
+        (10, Limits(80, 10 * MEMORY, False)),
+        (8, Limits(4, None, True, 100)),
+        (1, Limits(4, None, True, 10)),
+        (17, Limits(4, None, True, 256)),
     ],
 )
 def test_memory_binds_and_a_cap_stands_in_for_a_missing_limit(expected: int, limits: Limits) -> None:
-    """As many as memory holds, at least one; at most twelve where nothing at all is limited."""
+    """As many as memory and process ids allow, at least one; at most twelve without a CPU limit."""
     assert expected == plan("io", limits, MEMORY).workers
 
 
@@ -77,6 +81,18 @@ def test_the_reason_shows_the_arithmetic() -> None:
     """Whoever reads the log can check the number."""
     expected = "mixed: 1 x 1.5 CPU + 1 = 3, memory 256 / 128 MiB = 2"
     assert sizing.Sizing(2, expected) == plan("mixed", Limits(1.5, 256 * MEBIBYTE, True), MEMORY)
+    expected = "asyncio: 1 x 8 CPU + 0 = 8, at most 12 without a CPU limit, pids (256 - 16) / 44 = 5"
+    assert sizing.Sizing(5, expected) == plan("asyncio", Limits(8, None, False, 256), MEMORY)
+
+
+@pytest.mark.parametrize("count", [0, 513, 9])
+def test_a_number_of_workers_that_is_impossible_is_refused(count: int) -> None:
+    """In one place, for every server and wherever the number is from."""
+    available = Limits(4, None, True, 100)
+    with pytest.raises(settings.SettingError, match=f"^--workers={count}: must be "):
+        sizing.check("--workers", count, 6, available)
+    sizing.check("--workers", 8, 6, available)
+    sizing.check("--workers", 512, 6, Limits(4, None, True))
 
 
 V2 = "sys/fs/cgroup"
@@ -227,6 +243,15 @@ def test_the_tightest_control_group_counts(
 ) -> None:
     """A group's limit or any of its parents', version 1 or 2; what can not be understood is no limit."""
     assert Limits(cpus or MACHINE, memory, cpus is not None) == sizing.limits(write(tmp_path, files))
+
+
+def test_process_ids_are_limited_by_the_tightest_group(machine: None, tmp_path: Path) -> None:
+    """Version 2 and version 1, the own group and its parents."""
+    files = {"proc/self/cgroup": "0::/a/b", f"{V2}/a/pids.max": "200", f"{V2}/a/b/pids.max": "max"}
+    assert sizing.limits(write(tmp_path / "v2", files)).pids == 200
+    files = {"proc/self/cgroup": "4:pids:/x\n", f"{V2}/pids/x/pids.max": "300"}
+    assert sizing.limits(write(tmp_path / "v1", files)).pids == 300
+    assert sizing.limits(tmp_path / "none").pids is None
 
 
 def test_affinity_and_the_machine_bind_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
