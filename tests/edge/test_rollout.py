@@ -57,7 +57,8 @@ DJANGO_MIGRATION = (
     "from django.db import migrations, models\n"
     "class Migration(migrations.Migration):\n"
     '    dependencies = [("guestbook", "0001_initial")]\n'
-    '    operations = [migrations.AddField("entry", "mood", models.CharField(max_length=20, db_default=""))]\n'
+    '    field = models.CharField(max_length=20, db_default="")\n'
+    '    operations = [migrations.AddField("entry", "mood", field)]\n'
 )
 
 
