@@ -239,7 +239,7 @@ def reload(mode: Mode, directory: Path, *flags: str) -> str:
     """What the mode answers after new code and SIGHUP; no request in flight may be lost by it."""
     source = directory / "application.py"
     shutil.copy(apps.__file__, source)
-    flags += ("--app-dir" if "-m asgi_app" in mode.command else "--pythonpath", str(directory))
+    flags += ("--app-dir" if "-m serving.uvicorn" in mode.command else "--pythonpath", str(directory))
     with mode.running("--workers", "2", *flags) as running, ThreadPoolExecutor(5) as pool:
         if mode.app == "fastapi":
             ready(running, 2)

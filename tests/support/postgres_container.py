@@ -17,7 +17,7 @@ START = (
 
 
 def postgres_service() -> dict:
-    """A Compose service with a real PostgreSQL and a volume `database`; skips where no package is installed."""
+    """A Compose service with a real PostgreSQL and a volume `database`; skips without a package."""
     found = [Path(shutil.which("initdb") or "/").parent, *Path("/usr/lib/postgresql").glob("*/bin")]
     binaries = next((path for path in reversed(found) if (path / "initdb").exists()), None)
     if binaries is None:

@@ -15,9 +15,7 @@ def test_a_size(text: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.size("MAX_BODY", 7) == size
 
 
-@pytest.mark.parametrize(
-    "text", ["0", "0MiB", "-1", "1.5MiB", "1 MiB", "1MB", "1mib", "MiB", "many", "\u0661"]
-)
+@pytest.mark.parametrize("text", ["0", "0MiB", "-1", "1.5MiB", "1 MiB", "1MB", "1mib", "MiB", "\u0661"])
 def test_a_wrong_size(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line has the value and an example."""
     monkeypatch.setenv("MAX_BODY", text)
