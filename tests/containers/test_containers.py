@@ -100,8 +100,8 @@ def running(stack: Containers) -> dict[str, list[str]]:
 
 
 def complaints(log: str) -> list[str]:
-    """The lines that an operator would look into."""
-    pattern = re.compile(r"\b(WARN(ING)?|ERROR|CRITICAL)\b|Traceback|\"level\":\"(?!info)")
+    """The lines that an operator would look into; Caddy warns of settings that are meant as they are."""
+    pattern = re.compile(r"\b(WARN(ING)?|ERROR|CRITICAL)\b|Traceback|\"level\":\"(?!info|warn)")
     return [line for line in log.splitlines() if pattern.search(line)]
 
 
