@@ -101,8 +101,7 @@ TOOLS := $(filter %/test.txt %/lint.txt %/bench.txt,$(LOCKS))
 .venv/up: $(filter-out $(TOOLS),$(LOCKS))
 .venv/test: .venv/up $(TOOLS)
 .venv/up .venv/test: | .venv/bin/python
-	@echo "Installing $(filter %.txt,$^)"
-	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes \
+	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes \
 	  $(patsubst %,--requirement=%,$(filter %.txt,$^))
 	@touch $@
 .venv/bin/python:

@@ -55,7 +55,7 @@ def limited(engine: None) -> Iterator[Containers]:
 
 
 def program(stack: Containers, service: str) -> str:
-    """The module that the server is: "serving.gunicorn" or "serving.uvicorn"."""
+    """The module that the server is, such as "serving.gunicorn"."""
     return server_process(stack, service)["Arguments"][2]
 
 
@@ -85,7 +85,7 @@ def assert_workers(stack: Containers, service: str) -> None:
     """The service has the workers that the documented formula gives for its limits, and says so."""
     limits = stack.services[service]["deploy"]["resources"]["limits"]
     gunicorn = program(stack, service) == "serving.gunicorn"
-    asyncio = "serving.uvicorn" in " ".join(server_process(stack, service)["Arguments"])
+    asyncio = ".uvicorn" in " ".join(server_process(stack, service)["Arguments"])
     fitting = int(limits["memory"]) // (128 * MEBIBYTE)
     expected = max(1, min(ceil(float(limits["cpus"]) + (0 if asyncio else 1)), fitting))
     # Uvicorn with one worker is that worker; Gunicorn's first process never serves.

@@ -144,6 +144,7 @@ def test_a_page_may_load_its_own_stylesheet(browser: Browser, service: str) -> N
     assert "default-src 'none'" in error.headers["content-security-policy"]
 
 
+# FastAPI
 @pytest.mark.parametrize("path", ["/docs", "/docs/oauth2-redirect", "/redoc"])
 def test_the_documentation_of_fastapi_may_run_its_script(browser: Browser, path: str) -> None:
     """These pages have inline scripts, the OAuth redirect, too."""

@@ -53,13 +53,13 @@ WITNESSED = {
 }
 # What Django's next version brings: another stylesheet, and a column that the version before does not know.
 DJANGO_STYLES, DJANGO_MODELS = "wsgi_app/django_site/static/guestbook.css", "wsgi_app/django_site/models.py"
-DJANGO_MIGRATION = """
-from django.db import migrations, models
-
-class Migration(migrations.Migration):
-    dependencies = [("guestbook", "0001_initial")]
-    operations = [migrations.AddField("entry", "mood", models.CharField(max_length=20, db_default=""))]
-"""
+DJANGO_MIGRATION = (
+    "from django.db import migrations, models\n"
+    "class Migration(migrations.Migration):\n"
+    '    dependencies = [("guestbook", "0001_initial")]\n'
+    '    field = models.CharField(max_length=20, db_default="")\n'
+    '    operations = [migrations.AddField("entry", "mood", field)]\n'
+)
 
 
 class Deployment(Containers):
@@ -139,7 +139,7 @@ class Load:
                 for method in ("GET", "POST"):
                     self.client(self.ask, service, method, pace)
             if service == "django":
-                self.client(self.read_styles, service)
+                self.client(self.read_django_styles, service)
 
     def client(self, function: Callable, *arguments: str) -> None:
         """One client in a thread of its own."""
@@ -162,7 +162,7 @@ class Load:
                     self.failures.append(f"{service} {request}{pace}: {error!r}")
                 self.slowest = max(self.slowest, time.monotonic() - started)
 
-    def read_styles(self, service: str) -> None:
+    def read_django_styles(self, service: str) -> None:
         """Ask for the stylesheet that the page had at the start, as a browser with an old page does."""
         with httpx2.Client(base_url=self.stack.urls[service], trust_env=False, timeout=60) as client:
             (styles,) = re.findall(r'href="(/static/guestbook[.]\w+[.]css)"', client.get("/").text)

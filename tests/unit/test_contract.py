@@ -63,7 +63,7 @@ def test_the_examples_list_every_variable_that_is_read() -> None:
     assert len(read) > 5
     text = "".join(path.read_text() for path in ROOT.glob(".env*example"))
     listed = set(re.findall(r"^#?([A-Z][A-Z_]+)=", text, re.MULTILINE))
-    composed = set(re.findall(r"\$\{(\w+):-", COMPOSE))
+    composed = set(re.findall(r"\$\{(\w+):?-", COMPOSE))
     composed |= set(re.search(r"args: \[(.*)\]", COMPOSE)[1].split(", "))
     # Of Gunicorn and systemd, and what Compose or process mode sets for each process.
     elsewhere = {"GUNICORN_CMD_ARGS", "GUNICORN_PID", "LISTEN_FDS", "LISTEN_PID"}
