@@ -16,6 +16,8 @@ from tests.support.commands import ROOT, answers, poll
 from tests.support.containers import WRITE, Clone, Containers, inside, server_process
 from tests.support.processes import EDITS, SWITCHES, Processes, processes_of
 
+pytestmark = pytest.mark.slow
+
 
 class Dev:
     """`make dev` in a copy of the repository, in a terminal of its own."""
@@ -78,7 +80,7 @@ def dev(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     started = Dev(stack, directory / "terminal.log")
     try:
         for url in stack.urls.values():
-            poll(lambda url=url: answers(f"{url}/readyz"), seconds=120, log=started.log)
+            poll(lambda url=url: answers(url), seconds=120, log=started.log)
         yield started
     finally:
         if started.process.poll() is None:
@@ -133,7 +135,7 @@ def test_what_is_broken_from_the_start_is_shown_and_heals(tmp_path: Path) -> Non
         for file, original in originals.items():
             file.write_text(original)
         for url in stack.urls.values():
-            poll(lambda url=url: answers(f"{url}/readyz"), log=dev.log)
+            poll(lambda url=url: answers(url), log=dev.log)
     finally:
         dev.interrupt()
         stack.down()

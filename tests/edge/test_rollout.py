@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from tests.support.commands import HOUSEKEEPING, ROOT, answers, poll, run
 from tests.support.containers import Containers
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.alone
 
 # Around the image's own application: writes down what was received, and takes the time that was asked for.
 WITNESS = """
