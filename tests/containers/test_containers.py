@@ -1,108 +1,27 @@
 """A container gains nothing for an intruder, keeps to its limits, and recovers without help."""
 
 import errno
-import ipaddress
 import json
-import re
-from collections.abc import Iterator
-from math import ceil
-
-import httpx2
-import pytest
 
 from tests.support.commands import answers, poll, run
-from tests.support.containers import WRITE, Clone, Containers, children, inside, processes, server_process
-from tests.support.processes import PROGRAMS
+from tests.support.containers import (
+    MEBIBYTE,
+    WRITE,
+    Clone,
+    Containers,
+    inside,
+    processes,
+    program,
+    running,
+    server_process,
+)
 
-# One service of each server.
-PAIR = tuple({command[0]: service for service, command in PROGRAMS.items()}.values())
-MEBIBYTE = 1024 * 1024
 # A service, and a module of it alone.
 EDITED = [
     ("django", "wsgi_app/django_site/wsgi.py"),
     ("fastapi", "asgi_app/main.py"),
     ("flask", "wsgi_app/flask_site/__init__.py"),
 ][-1]
-
-
-@pytest.fixture(scope="module")
-def clone(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    """A stack to break and to edit: with a .env, and with quick health checks; leave it healthy."""
-    directory = tmp_path_factory.mktemp("clone")
-    # Not quicker: on a busy machine, Python itself may take two seconds to start.
-    quick = {"healthcheck": {"interval": "2s", "timeout": "5s", "retries": 2}}
-    (directory / "quick.yml").write_text(json.dumps({"services": dict.fromkeys(PROGRAMS, quick)}))
-    stack = Clone(directory / "repository", directory / "quick.yml")
-    (stack.directory / ".env").write_text("PORT=9999\nMEMORY=640m\n")
-    for service in PROGRAMS:
-        (stack.directory / f".env.{service}").write_text("WORKLOAD=io\n")
-    try:
-        stack.up()
-        stack.boot = {service: stack.log(service) for service in stack.services}
-        yield stack
-    finally:
-        stack.down()
-
-
-@pytest.fixture(scope="module")
-def limited(engine: None) -> Iterator[Containers]:
-    """A stack whose limits a test chooses before it calls `up`."""
-    stack = Containers()
-    try:
-        yield stack
-    finally:
-        stack.down()
-
-
-def program(stack: Containers, service: str) -> str:
-    """The module that the server is, such as "serving.gunicorn"."""
-    return server_process(stack, service)["Arguments"][2]
-
-
-def send(stack: Containers, service: str, name: str, *pids: int) -> None:
-    """Send a signal to processes of the container, init excluded: the kernel protects it from within."""
-    code = "import os, signal, sys; [os.kill(int(p), signal.Signals[sys.argv[1]]) for p in sys.argv[2:]]"
-    stack.exec(service, "python", "-c", code, f"SIG{name}", *map(str, pids))
-
-
-def wait_until(stack: Containers, status: str, *services: str) -> None:
-    """Wait until the engine calls every one of the services `status` ("healthy", "unhealthy")."""
-    for service in services:
-        poll(
-            lambda name=service: stack.health(name) == status,
-            60,
-            lambda name=service: f"{name} is not {status}\n{stack.log(name)}",
-        )
-
-
-def readiness(stack: Containers, service: str) -> tuple[int, dict]:
-    """Status and document of the service's own /readyz; a proxy stops asking one that is not ready."""
-    response = httpx2.get(stack.direct(service) + "/readyz", trust_env=False)
-    return response.status_code, response.json()
-
-
-def assert_workers(stack: Containers, service: str) -> None:
-    """The service has the workers that the documented formula gives for its limits, and says so."""
-    limits = stack.services[service]["deploy"]["resources"]["limits"]
-    gunicorn = program(stack, service) == "serving.gunicorn"
-    asyncio = ".uvicorn" in " ".join(server_process(stack, service)["Arguments"])
-    fitting = int(limits["memory"]) // (128 * MEBIBYTE)
-    expected = max(1, min(ceil(float(limits["cpus"]) + (0 if asyncio else 1)), fitting))
-    # Uvicorn with one worker is that worker; Gunicorn's first process never serves.
-    supervised = expected if gunicorn or expected > 1 else 0
-    poll(lambda: len(children(stack, service)) == supervised, log=lambda: f"{limits}\n{stack.log(service)}")
-    assert f"workers={expected} (" in stack.log(service), f"{service}, {limits}"
-
-
-def running(stack: Containers) -> dict[str, list[str]]:
-    """Each service's container and when it started."""
-    return {service: stack.inspect(service, "{{.Id}} {{.State.StartedAt}}").split() for service in stack.urls}
-
-
-def complaints(log: str) -> list[str]:
-    """The lines that an operator would look into."""
-    pattern = re.compile(r"\b(WARN(ING)?|ERROR|CRITICAL)\b|Traceback|\"level\":\"(?!info)")
-    return [line for line in log.splitlines() if pattern.search(line)]
 
 
 def test_no_process_has_a_privilege(place: tuple[Containers, str]) -> None:
@@ -125,124 +44,6 @@ def test_signals_reach_the_server(place: tuple[Containers, str]) -> None:
     """The server is the child of Docker's init, which forwards signals; there is no shell in between."""
     command = json.loads(place[0].inspect(place[1], "{{json .Config.Cmd}}"))
     assert server_process(*place)["Arguments"][1:] == command[1:]
-
-
-@pytest.mark.parametrize("service", ["edge", *PROGRAMS])
-def test_ports_are_published_on_loopback_only(containers: Containers, service: str) -> None:
-    """Another machine reaches nothing, unless EDGE_ADDRESS says otherwise, and then only the edge."""
-    ports = json.loads(containers.inspect(service, "{{json .HostConfig.PortBindings}}")) or {}
-    published = [binding for bindings in ports.values() for binding in bindings or []]
-    assert bool(published) == (service == "edge")
-    assert all(ipaddress.ip_address(binding["HostIp"]).is_loopback for binding in published), published
-
-
-def test_limits_reach_the_engine(containers: Containers) -> None:
-    """CPU, memory, processes, logs, stopping time and restarts are bounded for every container."""
-    for service, definition in containers.services.items():
-        host = json.loads(containers.inspect(service, "{{json .HostConfig}}"))
-        limits = definition["deploy"]["resources"]["limits"]
-        actual = {name: host[name] for name in ("NanoCpus", "Memory", "PidsLimit", "ReadonlyRootfs")}
-        expected = {"NanoCpus": float(limits["cpus"]) * 1e9, "Memory": int(limits["memory"])}
-        assert actual == expected | {"PidsLimit": limits["pids"], "ReadonlyRootfs": True}, service
-        assert all(value > 0 for value in actual.values()), f"{service}: 0 is no limit: {actual}"
-        assert re.fullmatch(r"[1-9]\d*m", host["LogConfig"]["Config"]["max-size"]), service
-        assert int(host["LogConfig"]["Config"]["max-file"]) > 1, service
-        assert int(containers.inspect(service, "{{.Config.StopTimeout}}")) > 0, service
-        # What runs once must not run again and again.
-        restart = "no" if service == "migrate" else "unless-stopped"
-        assert host["RestartPolicy"]["Name"] == restart, service
-
-
-def test_a_boot_logs_no_complaint(clone: Clone) -> None:
-    """On a read-only root, every service and the migration start without an error or a warning."""
-    for service, log in clone.boot.items():
-        assert log.strip(), f"{service} printed nothing"
-        assert complaints(log) == [], log
-
-
-def test_workers_at_the_default_limits(place: tuple[Containers, str]) -> None:
-    """Every service has the documented number of workers, of our own class."""
-    assert_workers(*place)
-    if program(*place) == "serving.gunicorn":
-        assert "Using worker: serving." in place[0].log(place[1])
-
-
-@pytest.mark.parametrize(("cpus", "memory"), [("0.5", "512m"), ("2", "160m"), ("2", "512m")])
-def test_workers_follow_the_limits(limited: Containers, cpus: str, memory: str) -> None:
-    """Workers are as many as the CPU limit asks for and as the memory limit can hold."""
-    if float(cpus) > int(run("docker", "info", "--format", "{{.NCPU}}")):
-        pytest.skip("the engine has too few CPUs")
-    limited.environ |= {"CPUS": cpus, "MEMORY": memory}
-    limited.services = limited.config()["services"]
-    limited.up(*PAIR)
-    for service in PAIR:
-        assert_workers(limited, service)
-    assert complaints(limited.log()) == []
-
-
-def test_a_killed_server_is_restarted(clone: Clone) -> None:
-    """When the server dies, the engine starts the container again, and the service is healthy again."""
-    for service in clone.urls:
-        pid, image = clone.inspect(service, "{{.State.Pid}} {{.Image}}").split()
-        # From outside: the engine takes its own `kill` for an operator's wish and restarts nothing.
-        kill = ("python", "-c", f"import os; os.kill({pid}, 9)")
-        run("docker", "run", "--rm", "--pid", "host", "--user", "0", image, *kill)
-        poll(
-            lambda service=service, ended=pid: clone.inspect(service, "{{.State.Pid}}") not in (ended, "0"),
-            log=lambda service=service: clone.log(service),
-        )
-    wait_until(clone, "healthy", *clone.urls)
-    for service in clone.urls:
-        assert answers(clone.urls[service]), clone.log(service)
-
-
-def test_compose_restart_keeps_the_containers(clone: Clone) -> None:
-    """`docker compose restart` starts the same containers again, and every service answers."""
-    before = running(clone)
-    clone.compose("restart")
-    wait_until(clone, "healthy", "edge", *clone.urls)
-    after = running(clone)
-    for service in clone.urls:
-        assert answers(clone.urls[service]), clone.log(service)
-        assert before[service][0] == after[service][0], service
-        assert before[service][1] != after[service][1], service
-
-
-def test_a_frozen_service_is_unhealthy(clone: Clone) -> None:
-    """A service whose processes stand still becomes unhealthy, although its port accepts connections."""
-    frozen = {}
-    for service in clone.urls:
-        server = int(server_process(clone, service)["Pid"][0])
-        frozen[service] = (server, *children(clone, service))
-    try:
-        for service, pids in frozen.items():
-            send(clone, service, "STOP", *pids)
-        wait_until(clone, "unhealthy", *frozen)
-    finally:
-        for service, pids in frozen.items():
-            send(clone, service, "CONT", *pids)
-    wait_until(clone, "healthy", *frozen)
-
-
-def test_a_damaged_database_makes_django_unready(clone: Clone) -> None:
-    """A Django that starts on a damaged database lives, names what failed, and heals by itself."""
-    overwrite = (
-        "import json, os, sys\n"
-        "with open(os.environ['DATA_DIR'] + '/db.sqlite3', 'r+b') as file: file.write(sys.argv[1].encode())\n"
-        "print(json.dumps(None))"
-    )
-    header = "SQLite format 3"
-    inside(clone, "django", overwrite, "x" * len(header))
-    try:
-        clone.compose("restart", "django")
-        poll(lambda: answers(clone.direct("django") + "/livez"), log=lambda: clone.log("django"))
-        status, document = readiness(clone, "django")
-        assert (status, list(document["failed"])) == (503, ["database"]), document
-        assert answers(clone.direct("django") + "/livez")
-    finally:
-        inside(clone, "django", overwrite, header)
-    wait_until(clone, "healthy", "django")
-    assert readiness(clone, "django")[0] == 200
 
 
 def test_the_environment_file_counts(clone: Clone) -> None:

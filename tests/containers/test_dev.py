@@ -13,8 +13,10 @@ import httpx2
 import pytest
 
 from tests.support.commands import ROOT, answers, poll
-from tests.support.containers import WRITE, Clone, Containers, inside, processes
+from tests.support.containers import WRITE, Clone, Containers, inside, server_process
 from tests.support.processes import EDITS, SWITCHES, Processes, processes_of
+
+pytestmark = pytest.mark.slow
 
 
 class Dev:
@@ -71,14 +73,14 @@ def dev(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     directory = tmp_path_factory.mktemp("dev")
     if request.param == "docker":
         request.getfixturevalue("engine")
-        stack: Clone | Processes = Clone(directory / "clone", COMPOSE_PROFILES="*")
+        stack: Clone | Processes = Clone(directory / "clone")
         stack.environ["COMPOSE_PROJECT_NAME"] = stack.project
     else:
         stack = Processes(directory / "clone")
     started = Dev(stack, directory / "terminal.log")
     try:
         for url in stack.urls.values():
-            poll(lambda url=url: answers(f"{url}/readyz"), seconds=120, log=started.log)
+            poll(lambda url=url: answers(url), seconds=120, log=started.log)
         yield started
     finally:
         if started.process.poll() is None:
@@ -133,7 +135,7 @@ def test_what_is_broken_from_the_start_is_shown_and_heals(tmp_path: Path) -> Non
         for file, original in originals.items():
             file.write_text(original)
         for url in stack.urls.values():
-            poll(lambda url=url: answers(f"{url}/readyz"), log=dev.log)
+            poll(lambda url=url: answers(url), log=dev.log)
     finally:
         dev.interrupt()
         stack.down()
@@ -153,7 +155,7 @@ def test_edited_templates_and_static_files_of_django_are_served(dev: Dev) -> Non
 
 def test_nothing_but_code_and_switches_differs(engine: None) -> None:
     """`make dev` runs the services that `docker compose up` runs, which knows nothing of it."""
-    stack = Containers(COMPOSE_PROFILES="*")
+    stack = Containers()
     plain = stack.config()["services"]
     stack.files += ["--file", str(ROOT / "deploy/dev.yml")]
     for name, service in stack.config()["services"].items():
@@ -162,11 +164,14 @@ def test_nothing_but_code_and_switches_differs(engine: None) -> None:
         assert bool(code) == (name in EDITS)
         service["volumes"] = [mount for mount in service.get("volumes", []) if mount not in code]
         service["environment"] = dict(service["environment"].items() - SWITCHES.items())
+        if code:
+            assert service["environment"].pop("DRAIN_SECONDS") == "0", "Ctrl-C must not wait"
+            del plain[name]["environment"]["DRAIN_SECONDS"]
         assert service == {"volumes": []} | plain[name]
 
 
 @pytest.mark.parametrize("dev", ["docker"], indirect=True)
-def test_the_root_stays_read_only_and_the_server_is_pid_1(dev: Dev) -> None:
+def test_the_root_stays_read_only_and_the_command_is_the_same(dev: Dev) -> None:
     """No file of the container can be written, nor one of the working copy."""
     assert isinstance(dev.stack, Clone)
     for service in dev.stack.urls:
@@ -174,8 +179,8 @@ def test_the_root_stays_read_only_and_the_server_is_pid_1(dev: Dev) -> None:
         assert inside(dev.stack, service, WRITE, "/app", code, "/tmp") == dict.fromkeys(
             ["/app", code], errno.EROFS
         )
-        started = json.loads(dev.stack.inspect(service, "{{json .Config.Cmd}}"))
-        assert processes(dev.stack, service)[0]["Arguments"] == started
+        command = json.loads(dev.stack.inspect(service, "{{json .Config.Cmd}}"))
+        assert server_process(dev.stack, service)["Arguments"] == command
 
 
 def test_ctrl_c_ends_every_server(dev: Dev) -> None:

@@ -14,7 +14,7 @@ from tests.support.processes import PROGRAMS, Processes, processes_of
 SERVICE = list(PROGRAMS)[-1]
 VARIABLE = f"{SERVICE.upper()}_PORT"
 # The groups that the images install.
-BUILT = re.findall(r"requirements/(\S+)\.txt", (ROOT / "Dockerfile").read_text())
+BUILT = re.findall(r"requirements/([\w-]+)\.txt", (ROOT / "Dockerfile").read_text())
 
 
 def test_up_says_why_and_where_and_is_harmless_when_repeated(processes: Processes) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.support.commands import ROOT, answers, poll, run
 from tests.support.deployment import Deployment, Load, guestbook_messages
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.alone
 
 
 @pytest.fixture(scope="module")

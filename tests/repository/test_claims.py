@@ -30,6 +30,8 @@ from tests.support import apps
 from tests.support.commands import ROOT, free_port, poll, run
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.alone
+
 MODES = {mode.name: mode for mode in modes.MODES}
 MEBIBYTE = 1024 * 1024
 CONFIGURATION = (ROOT / "gunicorn.conf.py").read_text()

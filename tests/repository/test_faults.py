@@ -27,6 +27,8 @@ from tests.support.commands import ROOT, answers, poll, run
 from tests.support.containers import Containers, children
 from tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.alone
+
 CHAOS = os.environ.get("CHAOS") == "1"
 PAGE = ROOT / "docs/reliability.md"
 # Two that read and two that write, each with a moment to think.

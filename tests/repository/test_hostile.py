@@ -20,6 +20,8 @@ from tests.support.commands import ROOT, lacking, poll, run
 from tests.support.containers import Containers
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.alone
+
 CONNECTIONS = 200
 HOST = "Host: localhost\r\n"
 CHUNKED = f"POST / HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n"

@@ -18,6 +18,8 @@ from bench import report
 from bench.modes import MODES, SECONDS_TO_STOP, Mode
 from tests.support.commands import lacking, poll, run
 
+pytestmark = pytest.mark.alone
+
 INSTALLED = [mode for mode in MODES if not mode.missing]
 ASGI = [mode for mode in INSTALLED if mode.app == "fastapi"]
 OURS = [mode for mode in ASGI if mode.kind in ("recommended", "alternative")]

@@ -6,6 +6,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.support.commands import (
     run,
 )
 
+MEBIBYTE = 1024 * 1024
 # Passes connections on to the services, each on a port of its own: a neighbour in the network.
 RELAY = """
 import asyncio, sys
@@ -238,3 +240,32 @@ def children(stack: Containers, service: str) -> list[int]:
         # Spawned beside the workers; it serves nothing.
         if process["PPid"] == server["Pid"] and "resource_tracker" not in " ".join(process["Arguments"])
     ]
+
+
+def program(stack: Containers, service: str) -> str:
+    """The module that the server is, such as "serving.gunicorn"."""
+    return server_process(stack, service)["Arguments"][2]
+
+
+def assert_workers(stack: Containers, service: str) -> None:
+    """The service has the workers that the documented formula gives for its limits, and says so."""
+    limits = stack.services[service]["deploy"]["resources"]["limits"]
+    gunicorn = program(stack, service) == "serving.gunicorn"
+    asyncio = ".uvicorn" in " ".join(server_process(stack, service)["Arguments"])
+    fitting = int(limits["memory"]) // (128 * MEBIBYTE)
+    expected = max(1, min(ceil(float(limits["cpus"]) + (0 if asyncio else 1)), fitting))
+    # Uvicorn with one worker is that worker; Gunicorn's first process never serves.
+    supervised = expected if gunicorn or expected > 1 else 0
+    poll(lambda: len(children(stack, service)) == supervised, log=lambda: f"{limits}\n{stack.log(service)}")
+    assert f"workers={expected} (" in stack.log(service), f"{service}, {limits}"
+
+
+def complaints(log: str) -> list[str]:
+    """The lines that an operator would look into; Caddy warns of settings that are meant as they are."""
+    pattern = re.compile(r"\b(WARN(ING)?|ERROR|CRITICAL)\b|Traceback|\"level\":\"(?!info|warn)")
+    return [line for line in log.splitlines() if pattern.search(line)]
+
+
+def running(stack: Containers) -> dict[str, list[str]]:
+    """Each service's container and when it started."""
+    return {service: stack.inspect(service, "{{.Id}} {{.State.StartedAt}}").split() for service in stack.urls}
