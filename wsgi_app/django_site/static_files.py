@@ -64,7 +64,10 @@ class StaticFilesMiddleware(WhiteNoiseMiddleware):
         shared = Path(settings.DATA_DIR, "static")
         self.other_versions = f"{shared}/files/"
         super().__init__(get_response, settings)
-        names = [*staticfiles_storage.hashed_files.values()]
+        try:
+            names = [*staticfiles_storage.hashed_files.values()]
+        except ValueError:
+            names = []  # a damaged manifest: /readyz says so
         # Without a manifest (`make dev`, or before collectstatic) there are no hashed names to share.
         if names and not self.autorefresh:
             self.directories = [(self.other_versions, self.static_prefix)]  # where find_file() looks
