@@ -60,7 +60,8 @@ class Service:
                 environ.pop(name, None)
             environ["REMOTE_ADDR"] = peers.plain(peer)
             return peers.request_id_for(None)
-        environ["REMOTE_ADDR"] = self.trusted.client(peers.plain(peer), forwarded_for)
+        peer = peers.plain(peer)
+        environ["REMOTE_ADDR"] = self.trusted.client(peer, forwarded_for) if forwarded_for else peer
         if (scheme := environ.get("HTTP_X_FORWARDED_PROTO")) in ("http", "https"):
             environ["wsgi.url_scheme"] = scheme
         return peers.request_id_for(environ.get("HTTP_X_REQUEST_ID"))

@@ -31,6 +31,9 @@ PAUSE = 0.001
 FULL_PAUSE, FULL_LOGGED = 1.0, 60.0
 FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
+# Seconds without a finished request after which the threads count as stuck.
+STUCK = 0.1
+
 # A probe's first line starts with one of these. Its request is short, and arrives as a whole.
 PROBES = tuple(f"{method} {path} ".encode() for method in ("GET", "HEAD") for path in health.PATHS)
 PROBE_BYTES = 4096
@@ -60,6 +63,7 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         super().__init__(*arguments, **options)
         internals.require(self, "method_queue", "nr_conns", "pending_conns", "poller", "tpool")
         self.resume = 0.0
+        self.busy, self.finished = 0, 0.0
         self.full_logged = float("-inf")
 
     def init_process(self) -> None:
@@ -93,18 +97,34 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         self.resume = monotonic() + seconds
 
     def enqueue_req(self, conn: Any) -> None:
-        """Run a request on a thread, or wait without one for a new connection's first byte."""
+        """Run a request on a thread, or wait without one for a new connection's first byte.
+
+        To look at every request would slow all of them down, because the main thread gives away the
+        interpreter's lock for it. It looks at the first one of a connection, at those that follow a
+        probe, and at all while the threads are stuck.
+        """
         if not conn.initialized and not conn.data_ready:
             conn.sock.setblocking(False)
             # Without keep-alive, as under `make dev`, a first request still gets its time.
             conn.timeout = monotonic() + max(self.cfg.keepalive, gthread.DEFAULT_WORKER_DATA_TIMEOUT)
             self.pending_conns.append(conn)
             self.poller.register(conn.sock, EVENT_READ, partial(self.on_pending_socket_readable, conn))
-        elif self.is_probe(conn.sock):
+            return
+        stuck = self.busy >= self.cfg.threads and monotonic() - self.finished > STUCK
+        conn.probe = (getattr(conn, "probe", True) or stuck) and self.is_probe(conn.sock)
+        if conn.probe:
             future = self.probe_pool.submit(self.handle, conn)
             future.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
         else:
+            self.busy += 1
             super().enqueue_req(conn)
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        """Count it, and let the parent class close or keep the connection."""
+        if not conn.probe:
+            self.busy -= 1
+            self.finished = monotonic()
+        super().finish_request(conn, fs)
 
     def is_probe(self, client: socket) -> bool:
         """Whether the bytes that wait are a complete probe, so that it cannot hold up the next one."""

@@ -148,8 +148,10 @@ def test_the_probe_is_cheaper_than_an_interpreter_with_modules(server: Server) -
 
 
 def test_probes_answer_while_every_thread_hangs(server: Server, folder: Path) -> None:
-    """Ten requests hold six threads; /livez and /readyz have their own."""
+    """Ten requests hold six threads; /livez and /readyz have their own, also on a connection in use."""
     clients = []
+    used = httpx2.Client(base_url=server.url, trust_env=False, timeout=5)
+    assert used.get("/").status_code == 200
     for _ in range(10):
         client = socket.create_connection(("127.0.0.1", server.port))
         client.sendall(b"GET /hang HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -159,6 +161,8 @@ def test_probes_answer_while_every_thread_hangs(server: Server, folder: Path) ->
         assert get(server, path).status_code == 200
     with httpx2.Client(base_url=server.url, trust_env=False, timeout=5) as kept:  # as a proxy does
         assert {kept.get("/livez").status_code for _ in range(5)} == {200}
+    assert {used.get("/livez").status_code for _ in range(5)} == {200}
+    used.close()
     with pytest.raises(httpx2.ReadTimeout):
         httpx2.get(server.url + "/", trust_env=False, timeout=1)
     (folder / "go").touch()

@@ -81,6 +81,7 @@ DEBUG = settings.flag("DJANGO_DEBUG")
 ALLOWED_HOSTS = [
     *settings.words("DJANGO_ALLOWED_HOSTS", "localhost,.localhost,127.0.0.1,[::1]"),
     f".{settings.text('DOMAIN', 'localhost')}",
+    *settings.text("DJANGO_HOST").split(),
 ]
 
 # On, there is no plain port any more: it would redirect, and a Secure cookie never come back.

@@ -39,13 +39,13 @@ def guestbook(request: HttpRequest) -> HttpResponse:
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """503 where a database or the static files are away, because that passes; 500 for everything else."""
-    if not isinstance(sys.exception(), (InterfaceError, OperationalError)) and named():
+    if not isinstance(sys.exception(), (InterfaceError, OperationalError)) and has_manifest():
         return defaults.server_error(request)
     content, headers = "<h1>Service Unavailable</h1>", {"Retry-After": "5"}
     return HttpResponse(content, status=503, headers=headers)
 
 
-def named() -> bool:
+def has_manifest() -> bool:
     """Whether pages can name their static files; /readyz asks the same, but a moment later."""
     try:
         static_files()
