@@ -64,7 +64,10 @@ class StaticFilesMiddleware(WhiteNoiseMiddleware):
         shared = Path(settings.DATA_DIR, "static")
         self.other_versions = f"{shared}/files/"
         super().__init__(get_response, settings)
-        names = [*staticfiles_storage.hashed_files.values()]
+        try:
+            names = [*staticfiles_storage.hashed_files.values()]
+        except ValueError:  # a damaged manifest; /readyz reports it, and pages answer 503
+            names = []
         # Without a manifest (`make dev`, or before collectstatic) there are no hashed names to share.
         if names and not self.autorefresh:
             self.directories = [(self.other_versions, self.static_prefix)]  # where find_file() looks
