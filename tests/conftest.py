@@ -5,6 +5,8 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -40,6 +42,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
 
 
+@cache
+def shares_a_fixture(path: Path) -> bool:
+    """Whether the tests of a file have something in common that takes time to make."""
+    return '@pytest.fixture(scope="module"' in path.read_text()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by fixture and folder, and keep the tests that share a stack in one worker."""
@@ -53,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder == "repository" or item.get_closest_marker("alone"):
             item.add_marker("slow")
         shared = next((name for name in SHARED if name in names), "")
-        if shared or folder in ("containers", "edge", "repository"):
+        if shared or folder in ("containers", "edge", "repository") or shares_a_fixture(item.path):
             item.add_marker(pytest.mark.xdist_group(shared or item.path.stem))
 
 

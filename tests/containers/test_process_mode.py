@@ -7,6 +7,8 @@ import signal
 import socket
 from pathlib import Path
 
+import pytest
+
 from tests.support.commands import ROOT, answers, free_port, poll, run
 from tests.support.processes import PROGRAMS, Processes, processes_of
 
@@ -55,6 +57,7 @@ def test_logs_shows_every_service(processes: Processes) -> None:
         assert f".run/{service}.log" in output
 
 
+@pytest.mark.slow
 def test_down_leaves_nothing_behind_and_an_env_file_moves_a_port(tmp_path: Path) -> None:
     """.env reaches the services, a variable of the shell wins over it, and down stops everything twice."""
     stack = Processes(tmp_path / "copy")
@@ -75,6 +78,7 @@ def test_down_leaves_nothing_behind_and_an_env_file_moves_a_port(tmp_path: Path)
     stack.down()
 
 
+@pytest.mark.slow
 def test_a_failing_start_is_told_and_leaves_nothing_running(tmp_path: Path) -> None:
     """An occupied port: make fails, shows the line that names it, and stops the others."""
     stack = Processes(tmp_path / "copy")
@@ -88,6 +92,7 @@ def test_a_failing_start_is_told_and_leaves_nothing_running(tmp_path: Path) -> N
     poll(lambda: not processes_of(stack.directory))
 
 
+@pytest.mark.slow
 def test_processes_start_again_after_a_crash(tmp_path: Path) -> None:
     """SIGKILL to all of them at once leaves a socket and a pid file behind; `make up` does not mind."""
     stack = Processes(tmp_path / "copy")
@@ -125,6 +130,7 @@ def test_an_unknown_runtime_is_refused() -> None:
     assert "RUNTIME='podman': must be docker or process" in output
 
 
+@pytest.mark.slow
 def test_the_environment_is_built_from_the_lock_alone(tmp_path: Path) -> None:
     """On a machine with nothing installed, make finds a Python and installs exactly the lock."""
     stack = Processes(tmp_path / "copy")

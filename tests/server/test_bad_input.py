@@ -162,7 +162,7 @@ def wrong(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Co
 
 @pytest.mark.parametrize("service", WRONG)
 def test_compose_up_fails_soon_and_the_log_says_why(wrong: Containers, service: str) -> None:
-    """A container that can not start makes `up --wait` fail, not wait."""
+    """A container that cannot start makes `up --wait` fail, not wait."""
     name, value = WRONG[service]
     begin = time.monotonic()
     output = wrong.compose("up", "--detach", "--wait", "--no-build", service, expect=1)
@@ -173,13 +173,14 @@ def test_compose_up_fails_soon_and_the_log_says_why(wrong: Containers, service: 
 
 
 def test_make_down_removes_what_crashes(wrong: Containers) -> None:
-    """A service that crashes again and again, also while its `pre_stop` runs, is gone at once."""
+    """A service that crashes again and again is removed immediately."""
     wrong.compose("up", "--detach", "--no-build", "--no-deps", *WRONG)
     names = {"COMPOSE_PROJECT_NAME": wrong.project, "COMPOSE_FILE": os.pathsep.join(wrong.files[1::2])}
     output = run("make", "down", env=wrong.environ | names)
     assert wrong.compose("ps", "--all", "--quiet") == "", output
 
 
+@pytest.mark.slow
 def test_make_up_fails_soon_and_says_why(tmp_path: Path) -> None:
     """Process mode prints every service's line and leaves nothing running."""
     stack = Processes(tmp_path / "copy")
@@ -193,6 +194,6 @@ def test_make_up_fails_soon_and_says_why(tmp_path: Path) -> None:
     finally:
         stack.down()
     for service in stack.urls:
-        line = f"==> .run/{service}.log <==\nWORKLOAD='nonsense': must be one of mixed, cpu, io, asyncio\n"
-        assert line in output
+        line = rf"/{service}\.log <==\nWORKLOAD='nonsense': must be one of mixed, cpu, io, asyncio\n"
+        assert re.search(line, output), output
     assert "Traceback" not in output

@@ -14,6 +14,9 @@ from websockets.sync.client import connect
 from tests.support.commands import poll
 from tests.support.servers import Server
 
+# The drain of every service is tested in services/; these are the details.
+pytestmark = pytest.mark.slow
+
 LONG = "60"  # a drain that only a second signal can end within the time limits below
 
 

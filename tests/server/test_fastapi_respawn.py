@@ -13,6 +13,8 @@ import pytest
 from tests.support.commands import ROOT, free_port, poll
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.slow
+
 # An application whose lifespan needs a dependency: a file that may be missing.
 NEEDY = """
 import os, pathlib

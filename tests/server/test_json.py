@@ -13,7 +13,7 @@ from tests.support.servers import Server
 MEBIBYTE = 1024 * 1024
 
 
-@pytest.fixture(params=JSON)
+@pytest.fixture(scope="module", params=JSON)
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """Each of the services, without a proxy before it."""
     with Server(*PROGRAMS[request.param]).wait() as running:
