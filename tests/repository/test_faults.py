@@ -207,7 +207,8 @@ def pause(container: str) -> None:
 
 def python_image() -> str:
     """The base image that the Dockerfile names."""
-    return re.search(r"PYTHON_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text())[1]
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    return re.search(r"^FROM (\S+) AS python-default", dockerfile, re.MULTILINE)[1]
 
 
 def process_tree(stack: Containers, service: str) -> tuple[str, set[str]]:
@@ -416,7 +417,8 @@ def database_hung(stack: Containers, service: str, load: Load) -> float:
         # The edge gives up on what Django has, and later on a request that it held.
         while load.lost().keys().isdisjoint({"GET 503", "POST 503"}):
             for path in ("/livez", styles):
-                assert httpx2.get(url + path, trust_env=False, timeout=2).status_code == 200
+                # /livez may wait once, for a /readyz that waits for the database.
+                assert httpx2.get(url + path, trust_env=False, timeout=4).status_code == 200
             time.sleep(0.5)
         assert "not ready: database: no answer within" in stack.log(service)
         assert stack.health(service) == "healthy"
@@ -650,7 +652,7 @@ def hybrid_stack(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture
 def on_postgresql(engine: None, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Faulty]:
     """Django alone, with a PostgreSQL server of its own."""
-    fault = request.getfixturevalue("fault")
+    fault = request.node.callspec.params["fault"]
     with Postgres() as database:
         stack = Faulty(tmp_path, database, relayed=fault.inject is database_hung)
         try:
