@@ -16,7 +16,7 @@ def test_a_service_answers_its_page_and_its_probes(stack: Stack, service: str, h
     """The page answers 200 with a request id; the probes say ok."""
     page = http.get(stack.urls[service] + "/")
     assert page.status_code == 200, stack.log(service)
-    assert re.fullmatch(r"[0-9a-f]{32}", page.headers["x-request-id"])
+    assert re.fullmatch(r"[0-9a-f-]{32,36}", page.headers["x-request-id"])
     for path in ("/livez", "/readyz"):
         probe = http.get(stack.direct(service) + path)
         assert (probe.status_code, probe.json()) == (200, {"status": "ok", "failed": {}})
