@@ -20,6 +20,7 @@ PROCESS := .venv/bin/python -m deploy.process
 
 ##@ Run
 .PHONY: up dev down logs deploy rollback up-docker dev-docker down-docker logs-docker
+.PHONY: up-process dev-process down-process logs-process
 up: up-$(RUNTIME) ## Start every service and wait until all are healthy
 dev: dev-$(RUNTIME) ## The same servers; edited code is served immediately, tracebacks are shown
 down: down-$(RUNTIME) ## Stop every service; data stays
@@ -35,12 +36,11 @@ up-docker:
 	  { docker compose logs --tail 20; exit 1; }
 	@docker compose ps --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}'
 dev-docker:
-	docker compose --file docker-compose.yml --file deploy/dev.yml up --build --remove-orphans
+	docker compose -f docker-compose.yml -f deploy/dev.yml up --build --remove-orphans
 down-docker:
 	docker compose --profile '*' down --remove-orphans
 logs-docker:
 	docker compose logs --follow --tail 100
-.PHONY: up-process dev-process down-process logs-process
 up-process: .venv/up
 	@echo "Running local processes: $(WHY)."
 	@$(PROCESS) up
@@ -62,11 +62,13 @@ manage-process: .venv/up
 	@$(PROCESS) manage $(ARGS)
 
 ##@ Check
-.PHONY: test test-slow test-all doctor smoke lint
+.PHONY: test test-slow test-all doctor smoke lint lock clean help
+PARALLEL := -n auto --dist loadgroup
 test: .venv/test ## Test what a change can break, a few minutes; T=tests/unit for a part
-	.venv/bin/pytest $(or $(T),-m "not slow")
+	.venv/bin/pytest $(or $(T),$(PARALLEL) -m "not slow")
 test-slow: .venv/test ## The rest: deployments under load, hostile clients, the faults
-	.venv/bin/pytest -m slow
+	.venv/bin/pytest $(PARALLEL) -m "slow and not alone"
+	.venv/bin/pytest -m alone
 test-all: test test-slow ## Both
 doctor: .venv/up ## Check that the files agree: timeouts, limits, trust; DIR=... for another project
 	@.venv/bin/python -m checks.doctor $(DIR)
@@ -86,7 +88,6 @@ lint: .venv/test ## Run the linters and the type checker
 	$(if $(filter docker,$(RUNTIME)),docker build --check .)
 
 ##@ Maintain
-.PHONY: lock clean help
 lock: .venv/test ## Write requirements/ for what pyproject.toml asks; UPGRADE=1 takes new versions
 	.venv/bin/python requirements/lock.py $(if $(UPGRADE),--upgrade)
 clean: ## Remove the environment, the caches and the logs; data stays
@@ -96,9 +97,8 @@ help:
 	  /^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One environment for everything outside containers. A file in it marks what is installed.
-LOCKS := $(wildcard requirements/*.txt)
-TOOLS := $(filter %/test.txt %/lint.txt %/bench.txt,$(LOCKS))
-.venv/up: $(filter-out $(TOOLS),$(LOCKS))
+TOOLS := $(wildcard requirements/test.txt requirements/lint.txt requirements/bench.txt)
+.venv/up: $(filter-out $(TOOLS),$(wildcard requirements/*.txt))
 .venv/test: .venv/up $(TOOLS)
 .venv/up .venv/test: | .venv/bin/python
 	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes \

@@ -61,8 +61,8 @@ def up(switches: dict[str, str]) -> None:
                 subprocess.run([sys.executable, *wait], cwd=ROOT, check=True)
             print(name, address, flush=True)
     except (SystemExit, KeyboardInterrupt, subprocess.CalledProcessError):
-        subprocess.call(["tail", "-n", "20", *RUN.glob("*.log")])
         down()
+        show_logs("-n", "20")
         sys.exit(1)
 
 
@@ -106,7 +106,13 @@ def down() -> None:
 
 def follow_logs() -> None:
     """Show the end of each log and what is added to it."""
-    subprocess.call(["tail", "-n", "100", "-F", *sorted(RUN.glob("*.log"))], cwd=ROOT)
+    show_logs("-n", "100", "-F")
+
+
+def show_logs(*options: str) -> None:
+    """Call tail for all logs."""
+    names = [str(path.relative_to(ROOT)) for path in sorted(RUN.glob("*.log"))]
+    subprocess.call(["tail", *options, *names], cwd=ROOT)
 
 
 def run(service: str) -> None:

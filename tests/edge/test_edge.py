@@ -16,7 +16,7 @@ import pytest
 from tests.support.browser import Browser, raw
 from tests.support.commands import poll, run
 from tests.support.containers import Containers
-from tests.support.processes import PROGRAMS
+from tests.support.processes import JSON, PROGRAMS
 
 MEBIBYTE = 1024 * 1024
 PAGES = tuple(PROGRAMS)
@@ -83,18 +83,19 @@ def test_http_3_is_not_offered(browser: Browser) -> None:
 
 @pytest.mark.parametrize("service", PAGES)
 def test_an_oversized_request_is_refused(containers: Containers, service: str) -> None:
-    """413 for a body, announced or in chunks, and 431 for headers; the application executes nothing."""
+    """413 for a body, announced or in chunks, and 431 for headers."""
     url = containers.urls[service]
     head = (
-        f"POST /large HTTP/1.1\r\nHost: {url.removeprefix('http://')}\r\n"
+        f"POST {'/echo' if service in JSON else '/'} HTTP/1.1\r\nHost: {url.removeprefix('http://')}\r\n"
         "Content-Type: application/json\r\nConnection: close\r\n"
     )
     body = "1" * 2 * MEBIBYTE
     answer = raw(url, f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-    assert answer.split()[1] == b"413"
-    # An application that does not read the body may answer first.
+    # An application that does not read the body may answer first: without a token the form is refused.
+    refused = (b"413",) if service in JSON else (b"413", b"403")
+    assert answer.split()[1] in refused
     chunked = f"{head}Transfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n{body}\r\n0\r\n\r\n"
-    assert raw(url, chunked.encode()).split()[1] in (b"413", b"404", b"403")
+    assert raw(url, chunked.encode()).split()[1] in refused
     assert raw(url, f"{head}X-Long: {'a' * 13_000}\r\n\r\n".encode()).split()[1] == b"431"
 
 

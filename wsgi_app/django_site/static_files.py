@@ -66,8 +66,8 @@ class StaticFilesMiddleware(WhiteNoiseMiddleware):
         super().__init__(get_response, settings)
         try:
             names = [*staticfiles_storage.hashed_files.values()]
-        except ValueError:  # a damaged manifest; /readyz reports it, and pages answer 503
-            names = []
+        except ValueError:
+            names = []  # a damaged manifest: /readyz says so
         # Without a manifest (`make dev`, or before collectstatic) there are no hashed names to share.
         if names and not self.autorefresh:
             self.directories = [(self.other_versions, self.static_prefix)]  # where find_file() looks
