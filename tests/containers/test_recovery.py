@@ -1,6 +1,5 @@
 """A service recovers from crashes, freezes and damage without help, and sizes itself by its limits."""
 
-import httpx2
 import pytest
 
 from tests.support.commands import answers, poll, run
@@ -10,9 +9,9 @@ from tests.support.containers import (
     assert_workers,
     children,
     complaints,
-    inside,
     running,
     server_process,
+    wait_until,
 )
 from tests.support.processes import PROGRAMS
 
@@ -25,22 +24,6 @@ def send(stack: Containers, service: str, name: str, *pids: int) -> None:
     """Send a signal to processes of the container, init excluded: the kernel protects it from within."""
     code = "import os, signal, sys; [os.kill(int(p), signal.Signals[sys.argv[1]]) for p in sys.argv[2:]]"
     stack.exec(service, "python", "-c", code, f"SIG{name}", *map(str, pids))
-
-
-def wait_until(stack: Containers, status: str, *services: str) -> None:
-    """Wait until the engine calls every one of the services `status` ("healthy", "unhealthy")."""
-    for service in services:
-        poll(
-            lambda name=service: stack.health(name) == status,
-            60,
-            lambda name=service: f"{name} is not {status}\n{stack.log(name)}",
-        )
-
-
-def readiness(stack: Containers, service: str) -> tuple[int, dict]:
-    """Status and document of the service's own /readyz; a proxy stops asking one that is not ready."""
-    response = httpx2.get(stack.direct(service) + "/readyz", trust_env=False)
-    return response.status_code, response.json()
 
 
 @pytest.mark.parametrize(("cpus", "memory"), [("0.5", "512m"), ("2", "160m"), ("2", "512m")])
@@ -98,24 +81,3 @@ def test_a_frozen_service_is_unhealthy(clone: Clone) -> None:
         for service, pids in frozen.items():
             send(clone, service, "CONT", *pids)
     wait_until(clone, "healthy", *frozen)
-
-
-def test_a_damaged_database_makes_django_unready(clone: Clone) -> None:
-    """A Django that starts on a damaged database lives, names what failed, and heals by itself."""
-    overwrite = (
-        "import json, os, sys\n"
-        "with open(os.environ['DATA_DIR'] + '/db.sqlite3', 'r+b') as file: file.write(sys.argv[1].encode())\n"
-        "print(json.dumps(None))"
-    )
-    header = "SQLite format 3"
-    inside(clone, "django", overwrite, "x" * len(header))
-    try:
-        clone.compose("restart", "django")
-        poll(lambda: answers(clone.direct("django") + "/livez"), log=lambda: clone.log("django"))
-        status, document = readiness(clone, "django")
-        assert (status, list(document["failed"])) == (503, ["database"]), document
-        assert answers(clone.direct("django") + "/livez")
-    finally:
-        inside(clone, "django", overwrite, header)
-    wait_until(clone, "healthy", "django")
-    assert readiness(clone, "django")[0] == 200
