@@ -32,11 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marks; none of them has to be written at a test."""
     if getattr(config.option, "loadgroup", False):
         config.pluginmanager.register(IdWithGroup())
+    config.addinivalue_line("markers", "xdist_group(name): tests for one worker of pytest-xdist")
     config.addinivalue_line("markers", "containers: needs a container engine")
     config.addinivalue_line("markers", "slow: not part of `make test`")
     config.addinivalue_line("markers", "alone: measures time or memory under load; nothing runs next to it")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """With `-n auto`, two workers per CPU: most tests wait most of the time."""
     return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4

@@ -49,7 +49,8 @@ def up(switches: dict[str, str]) -> None:
     RUN.mkdir(exist_ok=True)
     if not supervisor_answers():
         prepare_django()
-        if code := supervisor("supervisord", env=variables):
+        code = supervisor("supervisord", env=variables)
+        if code:
             sys.exit(code)
     try:
         if supervisor("supervisorctl", "start", "all"):

@@ -1,7 +1,11 @@
-"""A container gains nothing for an intruder, keeps to its limits, and recovers without help."""
+"""A container gains nothing for an intruder and keeps to its limits; an edit is built and served."""
 
 import errno
+import ipaddress
 import json
+import re
+
+import pytest
 
 from tests.support.commands import answers, poll, run
 from tests.support.containers import (
@@ -9,12 +13,15 @@ from tests.support.containers import (
     WRITE,
     Clone,
     Containers,
+    assert_workers,
+    complaints,
     inside,
     processes,
     program,
     running,
     server_process,
 )
+from tests.support.processes import PROGRAMS
 
 # A service, and a module of it alone.
 EDITED = [
@@ -44,6 +51,46 @@ def test_signals_reach_the_server(place: tuple[Containers, str]) -> None:
     """The server is the child of Docker's init, which forwards signals; there is no shell in between."""
     command = json.loads(place[0].inspect(place[1], "{{json .Config.Cmd}}"))
     assert server_process(*place)["Arguments"][1:] == command[1:]
+
+
+@pytest.mark.parametrize("service", ["edge", *PROGRAMS])
+def test_ports_are_published_on_loopback_only(containers: Containers, service: str) -> None:
+    """Another machine reaches nothing, unless EDGE_ADDRESS says otherwise, and then only the edge."""
+    ports = json.loads(containers.inspect(service, "{{json .HostConfig.PortBindings}}")) or {}
+    published = [binding for bindings in ports.values() for binding in bindings or []]
+    assert bool(published) == (service == "edge")
+    assert all(ipaddress.ip_address(binding["HostIp"]).is_loopback for binding in published), published
+
+
+def test_limits_reach_the_engine(containers: Containers) -> None:
+    """CPU, memory, processes, logs, stopping time and restarts are bounded for every container."""
+    for service, definition in containers.services.items():
+        host = json.loads(containers.inspect(service, "{{json .HostConfig}}"))
+        limits = definition["deploy"]["resources"]["limits"]
+        actual = {name: host[name] for name in ("NanoCpus", "Memory", "PidsLimit", "ReadonlyRootfs")}
+        expected = {"NanoCpus": float(limits["cpus"]) * 1e9, "Memory": int(limits["memory"])}
+        assert actual == expected | {"PidsLimit": limits["pids"], "ReadonlyRootfs": True}, service
+        assert all(value > 0 for value in actual.values()), f"{service}: 0 is no limit: {actual}"
+        assert re.fullmatch(r"[1-9]\d*m", host["LogConfig"]["Config"]["max-size"]), service
+        assert int(host["LogConfig"]["Config"]["max-file"]) > 1, service
+        assert int(containers.inspect(service, "{{.Config.StopTimeout}}")) > 0, service
+        # What runs once must not run again and again.
+        restart = "no" if service == "migrate" else "unless-stopped"
+        assert host["RestartPolicy"]["Name"] == restart, service
+
+
+def test_a_boot_logs_no_complaint(clone: Clone) -> None:
+    """On a read-only root, every service and the migration start without an error or a warning."""
+    for service, log in clone.boot.items():
+        assert log.strip(), f"{service} printed nothing"
+        assert complaints(log) == [], log
+
+
+def test_workers_at_the_default_limits(place: tuple[Containers, str]) -> None:
+    """Every service has the documented number of workers, of our own class."""
+    assert_workers(*place)
+    if program(*place) == "serving.gunicorn":
+        assert "Using worker: serving." in place[0].log(place[1])
 
 
 def test_the_environment_file_counts(clone: Clone) -> None:

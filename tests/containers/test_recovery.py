@@ -1,10 +1,5 @@
 """A service recovers from crashes, freezes and damage without help, and sizes itself by its limits."""
 
-import ipaddress
-import json
-import re
-
-import httpx2
 import pytest
 
 from tests.support.commands import answers, poll, run
@@ -14,10 +9,9 @@ from tests.support.containers import (
     assert_workers,
     children,
     complaints,
-    inside,
-    program,
     running,
     server_process,
+    wait_until,
 )
 from tests.support.processes import PROGRAMS
 
@@ -30,62 +24,6 @@ def send(stack: Containers, service: str, name: str, *pids: int) -> None:
     """Send a signal to processes of the container, init excluded: the kernel protects it from within."""
     code = "import os, signal, sys; [os.kill(int(p), signal.Signals[sys.argv[1]]) for p in sys.argv[2:]]"
     stack.exec(service, "python", "-c", code, f"SIG{name}", *map(str, pids))
-
-
-def wait_until(stack: Containers, status: str, *services: str) -> None:
-    """Wait until the engine calls every one of the services `status` ("healthy", "unhealthy")."""
-    for service in services:
-        poll(
-            lambda name=service: stack.health(name) == status,
-            60,
-            lambda name=service: f"{name} is not {status}\n{stack.log(name)}",
-        )
-
-
-def readiness(stack: Containers, service: str) -> tuple[int, dict]:
-    """Status and document of the service's own /readyz; a proxy stops asking one that is not ready."""
-    response = httpx2.get(stack.direct(service) + "/readyz", trust_env=False)
-    return response.status_code, response.json()
-
-
-@pytest.mark.parametrize("service", ["edge", *PROGRAMS])
-def test_ports_are_published_on_loopback_only(containers: Containers, service: str) -> None:
-    """Another machine reaches nothing, unless EDGE_ADDRESS says otherwise, and then only the edge."""
-    ports = json.loads(containers.inspect(service, "{{json .HostConfig.PortBindings}}")) or {}
-    published = [binding for bindings in ports.values() for binding in bindings or []]
-    assert bool(published) == (service == "edge")
-    assert all(ipaddress.ip_address(binding["HostIp"]).is_loopback for binding in published), published
-
-
-def test_limits_reach_the_engine(containers: Containers) -> None:
-    """CPU, memory, processes, logs, stopping time and restarts are bounded for every container."""
-    for service, definition in containers.services.items():
-        host = json.loads(containers.inspect(service, "{{json .HostConfig}}"))
-        limits = definition["deploy"]["resources"]["limits"]
-        actual = {name: host[name] for name in ("NanoCpus", "Memory", "PidsLimit", "ReadonlyRootfs")}
-        expected = {"NanoCpus": float(limits["cpus"]) * 1e9, "Memory": int(limits["memory"])}
-        assert actual == expected | {"PidsLimit": limits["pids"], "ReadonlyRootfs": True}, service
-        assert all(value > 0 for value in actual.values()), f"{service}: 0 is no limit: {actual}"
-        assert re.fullmatch(r"[1-9]\d*m", host["LogConfig"]["Config"]["max-size"]), service
-        assert int(host["LogConfig"]["Config"]["max-file"]) > 1, service
-        assert int(containers.inspect(service, "{{.Config.StopTimeout}}")) > 0, service
-        # What runs once must not run again and again.
-        restart = "no" if service == "migrate" else "unless-stopped"
-        assert host["RestartPolicy"]["Name"] == restart, service
-
-
-def test_a_boot_logs_no_complaint(clone: Clone) -> None:
-    """On a read-only root, every service and the migration start without an error or a warning."""
-    for service, log in clone.boot.items():
-        assert log.strip(), f"{service} printed nothing"
-        assert complaints(log) == [], log
-
-
-def test_workers_at_the_default_limits(place: tuple[Containers, str]) -> None:
-    """Every service has the documented number of workers, of our own class."""
-    assert_workers(*place)
-    if program(*place) == "serving.gunicorn":
-        assert "Using worker: serving." in place[0].log(place[1])
 
 
 @pytest.mark.parametrize(("cpus", "memory"), [("0.5", "512m"), ("2", "160m"), ("2", "512m")])
@@ -143,24 +81,3 @@ def test_a_frozen_service_is_unhealthy(clone: Clone) -> None:
         for service, pids in frozen.items():
             send(clone, service, "CONT", *pids)
     wait_until(clone, "healthy", *frozen)
-
-
-def test_a_damaged_database_makes_django_unready(clone: Clone) -> None:
-    """A Django that starts on a damaged database lives, names what failed, and heals by itself."""
-    overwrite = (
-        "import json, os, sys\n"
-        "with open(os.environ['DATA_DIR'] + '/db.sqlite3', 'r+b') as file: file.write(sys.argv[1].encode())\n"
-        "print(json.dumps(None))"
-    )
-    header = "SQLite format 3"
-    inside(clone, "django", overwrite, "x" * len(header))
-    try:
-        clone.compose("restart", "django")
-        poll(lambda: answers(clone.direct("django") + "/livez"), log=lambda: clone.log("django"))
-        status, document = readiness(clone, "django")
-        assert (status, list(document["failed"])) == (503, ["database"]), document
-        assert answers(clone.direct("django") + "/livez")
-    finally:
-        inside(clone, "django", overwrite, header)
-    wait_until(clone, "healthy", "django")
-    assert readiness(clone, "django")[0] == 200

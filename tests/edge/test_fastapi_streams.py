@@ -2,7 +2,6 @@
 
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,14 +9,6 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.support.browser import Browser
-from tests.support.containers import Containers
-
-
-@pytest.fixture(scope="module")
-def browser(containers: Containers) -> Iterator[Browser]:
-    """A browser of the shared stack."""
-    with Browser(containers) as client:
-        yield client
 
 
 def test_a_websocket_passes(browser: Browser) -> None:

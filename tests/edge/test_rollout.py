@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from tests.support.commands import ROOT, answers, poll, run
-from tests.support.deployment import Deployment, Load, guestbook_messages
+from tests.support.deployment import Deployment, Load
 
 pytestmark = pytest.mark.alone
 
@@ -41,7 +41,7 @@ def test_a_new_version_and_the_way_back_lose_nothing(deployment: Deployment) -> 
     assert load.sent.keys() == received.keys()
     if "django" in deployment.urls:
         posts = [request.split()[1] for request, service in load.sent.items() if service == "django"]
-        assert guestbook_messages(deployment) == {
+        assert deployment.guestbook_messages() == {
             identity: 1 for identity in posts if f"POST {identity}" in load.sent
         }
     assert load.codes.keys() <= {1001, 1012}

@@ -72,7 +72,7 @@ def test_gunicorn_takes_100_headers(containers: Containers) -> None:
     """The edge adds a few; under Uvicorn their size alone counts."""
     under, over = ({"headers": {f"X-{number}": "a" for number in range(count)}} for count in (85, 101))
     for service, statuses in both(containers, "GET /", under, over).items():
-        bounded = "gunicorn" in containers.inspect(service, "{{.Config.Cmd}}") and "hybrid" not in service
+        bounded = "gunicorn" in containers.inspect(service, "{{.Config.Cmd}}")
         assert statuses == (200, 431 if bounded else 200), service
 
 
@@ -92,7 +92,9 @@ def test_a_body_has_one_mebibyte(containers: Containers) -> None:
                 httpx2.post(url + "/echo", **options(length), trust_env=False, timeout=30).status_code
                 for length in (MEBIBYTE, over)
             ]
-            assert found == [404 if service == "django" else 200, 413], (service, options)
+            # Django has no such page, and answers before it has read the chunks.
+            refused = 404 if service == "django" and options is parts else 413
+            assert found == [404 if service == "django" else 200, refused], (service, options)
 
 
 def test_an_answer_begins_within_20_seconds(containers: Containers) -> None:

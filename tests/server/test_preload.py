@@ -62,7 +62,7 @@ def test_a_shared_connection_is_refused(folder: Path, database: int) -> None:
 
 
 def test_a_shared_connection_to_a_unix_socket_is_refused(folder: Path) -> None:
-    """PostgreSQL on the same machine has such a one."""
+    """A database on the same machine can have one."""
     path = str(folder / "socket")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)

@@ -269,3 +269,13 @@ def complaints(log: str) -> list[str]:
 def running(stack: Containers) -> dict[str, list[str]]:
     """Each service's container and when it started."""
     return {service: stack.inspect(service, "{{.Id}} {{.State.StartedAt}}").split() for service in stack.urls}
+
+
+def wait_until(stack: Containers, status: str, *services: str) -> None:
+    """Wait until the engine calls every one of the services `status` ("healthy", "unhealthy")."""
+    for service in services:
+        poll(
+            lambda name=service: stack.health(name) == status,
+            60,
+            lambda name=service: f"{name} is not {status}\n{stack.log(name)}",
+        )

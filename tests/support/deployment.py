@@ -1,7 +1,6 @@
 """The services under load while something replaces them, and a record of what reached them."""
 
 import json
-import re
 import secrets
 import shutil
 import threading
@@ -113,6 +112,13 @@ class Deployment(Containers):
         images = dict(line.removeprefix(f"{self.project}-").split() for line in lines)
         return {name: image for name, image in sorted(images.items()) if not name.startswith("edge")}
 
+    def guestbook_messages(self) -> Counter[str]:
+        """How often the guestbook has each message of 16 characters."""
+        messages = "Entry.objects.values_list('message', flat=True)"
+        program = f"from wsgi_app.django_site.models import Entry; print(*{messages})"
+        shell = ("python", "-m", "wsgi_app.django_site", "shell", "--verbosity", "0", "--command", program)
+        return Counter(word for word in self.exec("django", *shell).split() if len(word) == 16)
+
     def received(self) -> Counter[str]:
         """How often each request arrived at an application, by method and id."""
         return Counter((self.witness / "received").read_text().splitlines())
@@ -163,7 +169,7 @@ class Load:
     def read_django_styles(self, service: str) -> None:
         """Ask for the stylesheet that the page had at the start, as a browser with an old page does."""
         with httpx2.Client(base_url=self.stack.urls[service], trust_env=False, timeout=60) as client:
-            (styles,) = re.findall(r'href="(/static/guestbook[.]\w+[.]css)"', client.get("/").text)
+            styles = client.get("/").text.partition('rel="stylesheet" href="')[2].partition('"')[0]
             while not self.done.wait(0.1):
                 answer = client.get(styles)
                 if answer.status_code != 200 or "immutable" not in answer.headers["cache-control"]:
@@ -224,10 +230,3 @@ class Load:
         worst = max(self.absences, default=0)
         requests = f"{len(self.sent)} requests, {len(self.failures)} failed, slowest {self.slowest:.1f} s"
         return f"{requests}, WebSockets {dict(self.codes)}, away for {worst:.1f} s"
-
-
-def guestbook_messages(stack: Containers) -> Counter[str]:
-    """How often each message stands in the guestbook."""
-    program = "from wsgi_app.django_site.models import Entry; print(*Entry.objects.values_list('message'))"
-    shell = ("python", "-m", "wsgi_app.django_site", "shell", "--verbosity", "0", "--command", program)
-    return Counter(re.findall("[0-9a-f]{16}", stack.exec("django", *shell)))
