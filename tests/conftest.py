@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.commands import ROOT, STARTED, lacking
-from tests.support.containers import RUN, Containers, remove_leftovers
+from tests.support.commands import ROOT, RUN, STARTED, lacking
+from tests.support.containers import Containers, remove_leftovers
 from tests.support.processes import PROGRAMS, Processes, Stack
 from tests.support.servers import Server
 
@@ -43,8 +44,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """After Ctrl-C, pytest-xdist ends its workers before they have removed their containers."""
-    if getattr(config.option, "numprocesses", None) and shutil.which("docker"):
-        remove_leftovers()
+    if getattr(config.option, "numprocesses", None):
+        for lock in Path(tempfile.gettempdir()).glob(f"pytest-{os.environ[RUN]}-*.lock"):
+            lock.unlink()
+        if shutil.which("docker"):
+            remove_leftovers()
 
 
 @pytest.hookimpl(optionalhook=True)

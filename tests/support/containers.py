@@ -14,6 +14,7 @@ from typing import Any
 from tests.support.commands import (
     HOUSEKEEPING,
     ROOT,
+    RUN,
     STARTED,
     addresses,
     answers,
@@ -24,8 +25,6 @@ from tests.support.commands import (
 )
 
 MEBIBYTE = 1024 * 1024
-# Names the test run, in the controller of pytest-xdist and in its workers.
-RUN = "PYTEST_RUN"
 # Passes connections on to the services, each on a port of its own: a neighbour in the network.
 RELAY = """
 import asyncio, sys
