@@ -27,7 +27,7 @@ dev: dev-$(RUNTIME) ## The same servers; edited code is served immediately, trac
 down: down-$(RUNTIME) ## Stop every service; data stays
 logs: logs-$(RUNTIME) ## Follow the logs
 deploy: ## Replace the running version by the code as it is, losing no request: VERSION=NAME
-	@python3 deploy/rollout.py $(VERSION)
+	@python3 deploy/rollout.py -- $${VERSION:+"$$VERSION"}
 rollback: ## Return to the version before, in the same way
 	@python3 deploy/rollout.py --rollback
 
