@@ -2,8 +2,7 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# Containers where an engine answers, otherwise local processes. RUNTIME=docker or RUNTIME=process
-# forces one. Processes that run already stay in use.
+# Containers where an engine answers, otherwise local processes; RUNTIME=docker or process decides.
 ifdef RUNTIME
 WHY := RUNTIME=$(RUNTIME) says so
 else ifneq ($(wildcard .run/supervisor.sock),)
@@ -17,6 +16,8 @@ ifeq ($(filter docker process,$(RUNTIME)),)
 $(error RUNTIME='$(RUNTIME)': must be docker or process)
 endif
 PROCESS := .venv/bin/python -m deploy.process
+# What `make deploy` has built stays as it is, so that `make rollback` finds it.
+BUILD := $(if $(shell grep -s '^PREVIOUS_VERSION=.' .env),--no-build,--build)
 
 ##@ Run
 .PHONY: up dev down logs deploy rollback up-docker dev-docker down-docker logs-docker
@@ -26,14 +27,14 @@ dev: dev-$(RUNTIME) ## The same servers; edited code is served immediately, trac
 down: down-$(RUNTIME) ## Stop every service; data stays
 logs: logs-$(RUNTIME) ## Follow the logs
 deploy: ## Replace the running version by the code as it is, losing no request: VERSION=NAME
-	@python3 deploy/rollout.py $(VERSION)
+	@python3 deploy/rollout.py -- $${VERSION:+"$$VERSION"}
 rollback: ## Return to the version before, in the same way
 	@python3 deploy/rollout.py --rollback
 
 up-docker:
 	@echo "Running containers: $(WHY)."
-	@docker compose up --build --detach --wait --remove-orphans || \
-	  { docker compose logs --tail 20; exit 1; }
+	@docker compose up $(BUILD) --detach --wait --remove-orphans || \
+	  { docker compose logs --tail 20 --since 2m; exit 1; }
 	@docker compose ps --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}'
 dev-docker:
 	docker compose -f docker-compose.yml -f deploy/dev.yml up --build --remove-orphans
@@ -106,5 +107,4 @@ TOOLS := $(wildcard requirements/test.txt requirements/lint.txt requirements/ben
 	@touch $@
 .venv/bin/python:
 	@sh deploy/process/create-venv
-# More targets, from folders that bring their own.
-include $(wildcard */targets.mk)
+include $(wildcard */targets.mk) # of folders that bring their own

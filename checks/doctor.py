@@ -555,7 +555,9 @@ def unused_variables(project: Project) -> Iterator[str]:
     text = "\n".join(env_files.read_text(path) for path in readers)
     example = env_files.names(re.sub(r"^#(?=[A-Z])", "", example_of(project), flags=re.MULTILINE))
     for name, line in env_files.names(env_files.read_text(project.env_file)).items():
-        used = re.search(rf"\$\{{?{re.escape(name)}\b", text) or name.startswith(("COMPOSE_", "DOCKER_"))
+        # deploy/rollout.py writes and reads PREVIOUS_VERSION.
+        tools = name.startswith(("COMPOSE_", "DOCKER_")) or name == "PREVIOUS_VERSION"
+        used = tools or re.search(rf"\$\{{?{re.escape(name)}\b", text)
         received = any(name in service.environment for service in services)
         if name in REPLACED:
             fix = f"must go: nothing reads it any more; change it to {REPLACED[name]}"

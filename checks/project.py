@@ -290,7 +290,8 @@ class Project:
         """Whether this module of the project starts Uvicorn with uvicorn.json."""
         path = self.directory / module.replace(".", "/")
         if module.startswith("serving.uvicorn"):
-            return (self.directory / "serving/uvicorn").is_dir()
+            # A project without the file has not taken over the service that needs it.
+            return all((self.directory / name).exists() for name in ("serving/uvicorn", "uvicorn.json"))
         sources = [path.with_suffix(".py"), *path.glob("*.py")] if module else []
         readers = [source for source in sources if source.exists()]
         return any("uvicorn.json" in source.read_text(encoding="utf-8") for source in readers)

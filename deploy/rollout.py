@@ -246,7 +246,12 @@ class Deployment:
     def start_candidate(self, service: str) -> None:
         """Start a container that has neither the service's name in the network nor a number for the edge."""
         name = ("--name", self.candidate(service), "--env", "DRAIN_SECONDS=0")
-        compose("run", "--detach", "--no-deps", "--pull", "never", *name, service)
+        # A signal must wait until the container has its name, or its removal would come too early.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            compose("run", "--detach", "--no-deps", "--pull", "never", *name, service)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def try_candidates(self) -> None:
         """Start a candidate of each service, wait until all are healthy and stay so, and remove them.

@@ -4,6 +4,7 @@ Uvicorn's own `proxy_headers` is off, so that the peer's address arrives here un
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from time import perf_counter
 from typing import Any
@@ -21,6 +22,8 @@ _REQUEST_ID = b"x-request-id"
 _RESPONSES = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _WEBSOCKET_STATUS = {"websocket.accept": 101, "websocket.close": 403}
 _SECURE = {"http": "https", "websocket": "wss"}
+
+logger = logging.getLogger(__name__)
 
 
 class Service:
@@ -56,15 +59,28 @@ class Service:
                 log(scope, message, perf_counter() - start)
             await send(message)
 
+        gone = False
+
+        async def listen() -> Message:
+            nonlocal gone
+            message = await receive()
+            gone = gone or message["type"] == "http.disconnect"
+            return message
+
         head = scope.get("method") == "HEAD"
         try:
             if head:
                 # HEAD is GET without a body (RFC 9110, section 9.3.2), also where a framework answers
                 # it with 405. The server keeps the original scope.
-                await self.app({**scope, "method": "GET"}, receive, without_body(respond))
+                await self.app({**scope, "method": "GET"}, listen, without_body(respond))
             else:
-                await self.app(scope, receive, respond)
+                await self.app(scope, listen, respond)
         except Exception:
+            if gone:
+                # Frameworks raise when a client leaves in the middle of its body. No client may fill
+                # the log with tracebacks.
+                logger.warning("the client left before its request was complete")
+                return None
             # The server logs the exception. Its own 500 would have no request id and no access line.
             if kind == "http" and not logged:
                 await internal_error(without_body(respond) if head else respond)

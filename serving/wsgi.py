@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from serving import health, peers
+from serving import health, peers, settings
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -30,6 +32,7 @@ class Service:
         self.app = app
         self.checks = health.Checks(checks or {})
         self.trusted = peers.trusted()
+        self.max_body = settings.size("MAX_BODY", 1024 * 1024)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a probe, or let the application answer."""
@@ -43,6 +46,11 @@ class Service:
         def respond(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             return start_response(status, [*headers, ("X-Request-ID", identity)], *error)
 
+        if "HTTP_TRANSFER_ENCODING" in environ and not self.take_whole_body(environ):
+            document = json.dumps({"title": "Request Entity Too Large", "status": 413}).encode()
+            headers = [("Content-Type", "application/problem+json"), ("Content-Length", str(len(document)))]
+            respond("413 Request Entity Too Large", headers)
+            return [document]
         try:
             body = self.app(environ, respond)
         except (OSError, SystemExit) as error:
@@ -50,6 +58,25 @@ class Service:
         # A file is returned as it is: the server sends it without reading it (sendfile).
         wrapper = environ.get("wsgi.file_wrapper")
         return body if isinstance(wrapper, type) and isinstance(body, wrapper) else Body(body)
+
+    def take_whole_body(self, environ: WSGIEnvironment) -> bool:
+        """Give a body in chunks its length; False if it is longer than MAX_BODY.
+
+        WSGI knows only Content-Length (PEP 3333). Without it Django takes the body for empty, and
+        Werkzeug 3.1 cuts it off at its limit.
+        """
+        spool = tempfile.SpooledTemporaryFile(max_size=1024 * 1024)  # noqa: SIM115  the request's
+        size = 0
+        while chunk := environ["wsgi.input"].read(64 * 1024):
+            size += len(chunk)
+            if size > self.max_body:
+                return False
+            spool.write(chunk)
+        spool.seek(0)
+        environ["wsgi.input"] = spool
+        environ["CONTENT_LENGTH"] = str(size)
+        del environ["HTTP_TRANSFER_ENCODING"]
+        return True
 
     def identify(self, environ: WSGIEnvironment) -> str:
         """Correct address and scheme in place from a trusted peer's headers; the request's id."""

@@ -1,7 +1,10 @@
 """The fixtures that start servers, processes and containers, and the marks that follow from them."""
 
 import os
+import secrets
+import shutil
 import subprocess
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,8 +14,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.commands import ROOT, STARTED, lacking
-from tests.support.containers import Containers
+from tests.support.commands import ROOT, RUN, STARTED, lacking
+from tests.support.containers import Containers, remove_leftovers
 from tests.support.processes import PROGRAMS, Processes, Stack
 from tests.support.servers import Server
 
@@ -29,13 +32,23 @@ BEFORE = pytest.StashKey[tuple[float, int]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marks; none of them has to be written at a test."""
+    """Name the run, and register the marks; few of them have to be written at a test."""
+    os.environ.setdefault(RUN, secrets.token_hex(3))
     if getattr(config.option, "loadgroup", False):
         config.pluginmanager.register(IdWithGroup())
     config.addinivalue_line("markers", "xdist_group(name): tests for one worker of pytest-xdist")
     config.addinivalue_line("markers", "containers: needs a container engine")
     config.addinivalue_line("markers", "slow: not part of `make test`")
     config.addinivalue_line("markers", "alone: measures time or memory under load; nothing runs next to it")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """After Ctrl-C, pytest-xdist ends its workers before they have removed their containers."""
+    if getattr(config.option, "numprocesses", None):
+        for lock in Path(tempfile.gettempdir()).glob(f"pytest-{os.environ[RUN]}-*.lock"):
+            lock.unlink()
+        if shutil.which("docker"):
+            remove_leftovers()
 
 
 @pytest.hookimpl(optionalhook=True)

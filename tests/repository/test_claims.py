@@ -50,7 +50,7 @@ SLOTS = {
 ASGI = ["fastapi uvicorn", "fastapi hybrid", "fastapi gunicorn asgi"]
 
 
-def bare(name: str, module: str = "tests.apps") -> Mode:
+def bare(name: str, module: str = "tests.support.apps") -> Mode:
     """The mode of that name, with the application of apps.py instead of its own."""
     mode = MODES[name]
     app = f"{module}:{'wsgi' if mode.app == 'flask' else 'asgi'}"
@@ -374,7 +374,7 @@ def test_a_hung_thread_or_event_loop_is_not_noticed(name: str, flags: tuple[str,
         assert get(running.url + "/block") == "one", running.log.read_text()
 
 
-def exit_code(name: str, directory: Path, module: str = "tests.apps", **environ: str) -> int:
+def exit_code(name: str, directory: Path, module: str = "tests.support.apps", **environ: str) -> int:
     """How the start of this mode ends."""
     mode = bare(name, module)
     base = {"PYTHONPATH": str(ROOT), "UVICORN_PORT": str(free_port())} | mode.environ

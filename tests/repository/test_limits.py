@@ -93,8 +93,10 @@ def test_a_body_has_one_mebibyte(containers: Containers) -> None:
                 for length in (MEBIBYTE, over)
             ]
             # Django has no such page, and answers before it has read the chunks.
-            refused = 404 if service == "django" and options is parts else 413
-            assert found == [404 if service == "django" else 200, refused], (service, options)
+            # Django does not read the body of a page that it does not have, and may answer first.
+            refused = (404, 413) if service == "django" else (413,)
+            assert found[0] == (404 if service == "django" else 200), (service, options)
+            assert found[1] in refused, (service, options)
 
 
 def test_an_answer_begins_within_20_seconds(containers: Containers) -> None:

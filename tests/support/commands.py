@@ -35,6 +35,8 @@ def _ports() -> Iterator[int]:
 PORTS = _ports()
 # Every server, process group and Compose project that was started, for the logs of a failing test.
 STARTED: list[Any] = []
+# The variable that names the test run, in the controller of pytest-xdist and in its workers.
+RUN = "PYTEST_RUN"
 
 
 def free_port() -> int:
@@ -71,8 +73,7 @@ def run(*command: str | Path, expect: int | None = 0, **options: Any) -> str:
 @contextmanager
 def one_at_a_time(what: str) -> Iterator[None]:
     """Hold off the other workers of this test run meanwhile."""
-    test_run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    with (Path(tempfile.gettempdir()) / f"pytest-{test_run}-{what}.lock").open("w") as file:
+    with Path(tempfile.gettempdir(), f"pytest-{os.environ[RUN]}-{what}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shutil
+import subprocess
 from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from tests.support.commands import (
     HOUSEKEEPING,
     ROOT,
+    RUN,
     STARTED,
     addresses,
     answers,
@@ -80,7 +82,7 @@ class Containers:
     runtime = "docker"
 
     def __init__(self, *files: Path, **environ: str) -> None:
-        self.project = f"test-{secrets.token_hex(4)}"
+        self.project = f"test-{os.environ[RUN]}-{secrets.token_hex(2)}"
         self.files = [
             word for file in (ROOT / "docker-compose.yml", *files) for word in ("--file", str(file))
         ]
@@ -279,3 +281,17 @@ def wait_until(stack: Containers, status: str, *services: str) -> None:
             60,
             lambda name=service: f"{name} is not {status}\n{stack.log(name)}",
         )
+
+
+def remove_leftovers() -> None:
+    """Remove what an interrupted worker of this test run could not remove."""
+    prefix = f"test-{os.environ[RUN]}-"
+    kinds = {
+        ("ps", "--all", "--quiet", "--filter", f"name={prefix}"): ("rm", "--force", "--volumes"),
+        ("network", "ls", "--quiet", "--filter", f"name={prefix}"): ("network", "rm"),
+        ("volume", "ls", "--quiet", "--filter", f"name={prefix}"): ("volume", "rm"),
+        ("image", "ls", "--quiet", "--filter", f"reference={prefix}*"): ("rmi", "--force"),
+    }
+    for find, remove in kinds.items():
+        if found := run("docker", *find, expect=None, stderr=subprocess.DEVNULL).split():
+            run("docker", *remove, *dict.fromkeys(found), expect=None)
