@@ -1,6 +1,6 @@
 ##@ This repository alone
 .PHONY: chaos bench render lint-repository
-chaos: .venv/test ## Break everything under load, six minutes, and write docs/reliability.md
+chaos: .venv/test ## Break everything under load, twelve minutes, and write docs/reliability.md
 	CHAOS=1 .venv/bin/pytest --verbose tests/repository/test_faults.py
 
 bench: .venv/test ## Measure every server mode and write docs/choosing.md, 15 minutes; QUICK=1: 2 minutes
