@@ -46,10 +46,11 @@ class Service:
         def respond(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             return start_response(status, [*headers, ("X-Request-ID", identity)], *error)
 
-        if "HTTP_TRANSFER_ENCODING" in environ and not self.take_whole_body(environ):
-            document = json.dumps({"title": "Request Entity Too Large", "status": 413}).encode()
+        if "HTTP_TRANSFER_ENCODING" in environ and (refusal := self.take_whole_body(environ)):
+            code, _, title = refusal.partition(" ")
+            document = json.dumps({"title": title, "status": int(code)}).encode()
             headers = [("Content-Type", "application/problem+json"), ("Content-Length", str(len(document)))]
-            respond("413 Request Entity Too Large", headers)
+            respond(refusal, headers)
             return [document]
         try:
             body = self.app(environ, respond)
@@ -59,24 +60,27 @@ class Service:
         wrapper = environ.get("wsgi.file_wrapper")
         return body if isinstance(wrapper, type) and isinstance(body, wrapper) else Body(body)
 
-    def take_whole_body(self, environ: WSGIEnvironment) -> bool:
-        """Give a body in chunks its length; False if it is longer than MAX_BODY.
+    def take_whole_body(self, environ: WSGIEnvironment) -> str:
+        """Give a body in chunks its length; the status of a refusal if it is too long or malformed.
 
         WSGI knows only Content-Length (PEP 3333). Without it Django takes the body for empty, and
         Werkzeug 3.1 cuts it off at its limit.
         """
         spool = tempfile.SpooledTemporaryFile(max_size=1024 * 1024)  # noqa: SIM115  the request's
         size = 0
-        while chunk := environ["wsgi.input"].read(64 * 1024):
-            size += len(chunk)
-            if size > self.max_body:
-                return False
-            spool.write(chunk)
+        try:
+            while chunk := environ["wsgi.input"].read(64 * 1024):
+                size += len(chunk)
+                if size > self.max_body:
+                    return "413 Request Entity Too Large"
+                spool.write(chunk)
+        except OSError:
+            return "400 Bad Request"  # malformed chunks, or the client has left
         spool.seek(0)
         environ["wsgi.input"] = spool
         environ["CONTENT_LENGTH"] = str(size)
         del environ["HTTP_TRANSFER_ENCODING"]
-        return True
+        return ""
 
     def identify(self, environ: WSGIEnvironment) -> str:
         """Correct address and scheme in place from a trusted peer's headers; the request's id."""

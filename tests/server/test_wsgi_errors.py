@@ -26,6 +26,8 @@ def app(environ, start_response):
     if path == "/read":
         environ["wsgi.input"].read()
     start_response("200 OK", [("Content-Type", "text/plain")])
+    if path == "/length":
+        return [environ["CONTENT_LENGTH"].encode()]
     return chunks(path)
 
 def chunks(path):
@@ -167,3 +169,11 @@ def test_asyncio_workers_answer_too(worker_class: str, status: int, tmp_path: Pa
             client.sendall(b"nonsense\r\n\r\n")
             assert client.recv(65536).startswith(f"HTTP/1.1 {status} ".encode())
         assert "hunter2" not in server.log(), server.log()
+
+
+def test_a_body_in_chunks_arrives_whole_or_is_refused(server: Server) -> None:
+    """An application that reads CONTENT_LENGTH alone, as Django does, knows its length."""
+    whole = httpx2.post(server.url + "/length", content=iter([b"who", b"le"]), trust_env=False)
+    assert (whole.status_code, whole.text) == (200, "5")
+    parts = iter([b"x" * 1024 * 1024, b"x"])
+    assert httpx2.post(server.url + "/length", content=parts, trust_env=False).status_code == 413
