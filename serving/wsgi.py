@@ -63,8 +63,8 @@ class Service:
     def take_whole_body(self, environ: WSGIEnvironment) -> str:
         """Give a body in chunks its length; the status of a refusal if it is too long or malformed.
 
-        WSGI knows only Content-Length (PEP 3333). Without it Django takes the body for empty, and
-        Werkzeug 3.1 cuts it off at its limit.
+        WSGI knows only Content-Length (PEP 3333). Without it some frameworks take the body for empty,
+        and others cut it off at their limit.
         """
         spool = tempfile.SpooledTemporaryFile(max_size=1024 * 1024)  # noqa: SIM115  the request's
         size = 0

@@ -172,7 +172,7 @@ def test_asyncio_workers_answer_too(worker_class: str, status: int, tmp_path: Pa
 
 
 def test_a_body_in_chunks_arrives_whole_or_is_refused(server: Server) -> None:
-    """An application that reads CONTENT_LENGTH alone, as Django does, knows its length."""
+    """An application that reads CONTENT_LENGTH alone knows its length."""
     whole = httpx2.post(server.url + "/length", content=iter([b"who", b"le"]), trust_env=False)
     assert (whole.status_code, whole.text) == (200, "5")
     parts = iter([b"x" * 1024 * 1024, b"x"])
