@@ -30,11 +30,11 @@ UNKNOWN = "/no/such/address"
 YEAR = 31_536_000
 
 
-class Broken(Exception):  # noqa: N818
+class Broken(Exception):  # noqa: N818  a result, not an error
     """What is wrong."""
 
 
-class NotApplicable(Exception):  # noqa: N818
+class NotApplicable(Exception):  # noqa: N818  a result, not an error
     """Why the check says nothing about this deployment."""
 
 
