@@ -68,6 +68,8 @@ def test_the_examples_list_every_variable_that_is_read() -> None:
     # Of Gunicorn and systemd, and what Compose or process mode sets for each process.
     elsewhere = {"GUNICORN_CMD_ARGS", "GUNICORN_PID", "LISTEN_FDS", "LISTEN_PID"}
     elsewhere |= {"HOST", "PORT", "DATA_DIR", "FORWARDED_ALLOW_IPS"}
+    # What an image sets for its own server.
+    elsewhere |= set(re.findall(r"^ENV (\w+)=", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
     assert (read | composed) - listed - elsewhere == set()
     assert listed - read - composed == set(), "listed, but nothing reads it"
 
