@@ -109,7 +109,7 @@ class Settings:
         path = ENV_FILE.resolve()
         draft = path.with_name(".env.draft")
         before = path.stat() if path.exists() else None
-        # It may hold secrets: nobody else can read it before it has the mode of the old one.
+        # It may hold secrets: no one else can read it before it has the mode of the old one.
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             if before:
                 os.fchown(file.fileno(), before.st_uid, before.st_gid)

@@ -26,6 +26,8 @@ RUN = ROOT / ".run"
 SOCKET = RUN / "supervisor.sock"
 # Bytes; a limit of the kernel, see unix(7).
 LONGEST_SOCKET_PATH = 107
+# Seconds: supervisord kills a server after stopwaitsecs (90), and needs a moment itself.
+LONGEST_STOP = 100
 
 
 def supervisor(program: str, *arguments: str, **options: Any) -> int:
@@ -97,12 +99,14 @@ def dev() -> None:
 
 def down() -> None:
     """Stop every service and supervisor itself; harmless when nothing runs."""
-    if not supervisor_answers():
-        SOCKET.unlink(missing_ok=True)
-        return
-    supervisor("supervisorctl", "shutdown")
-    while SOCKET.exists():
-        time.sleep(0.2)
+    if supervisor_answers():
+        supervisor("supervisorctl", "shutdown")
+    deadline = time.monotonic() + LONGEST_STOP
+    while supervisor_answers():
+        if time.monotonic() > deadline:
+            sys.exit(f"supervisord still runs after {LONGEST_STOP} s; see {RUN / 'supervisord.log'}")
+        time.sleep(0.5)
+    SOCKET.unlink(missing_ok=True)
 
 
 def follow_logs() -> None:

@@ -33,7 +33,7 @@ def test_a_form_of_django_works_over_tls_and_its_cookies_stay_there(browser: Bro
 
 
 def test_a_session_of_django_stays_in_tls(browser: Browser) -> None:
-    """Whoever enters the admin gets a cookie that no script, no other site and no plain HTTP sees."""
+    """The admin sets a cookie that no script, no other site and no plain HTTP sees."""
     password = {"DJANGO_SUPERUSER_PASSWORD": "only here"}
     browser.stack.manage_django("createsuperuser --noinput --username ada --email ada@localhost", **password)
     page = browser.ask("django", "/admin/login/")

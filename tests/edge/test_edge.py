@@ -161,7 +161,7 @@ def test_an_answer_before_the_end_of_a_body_arrives(containers: Containers, plai
 
 
 def test_json_of_flask_is_compressed_once(browser: Browser) -> None:
-    """A long JSON document by the edge, a short one by nobody."""
+    """The edge compresses a long JSON document, and leaves a short one as it is."""
     packed = browser.ask("flask", "/echo", "POST", json="x" * 10_000, headers={"accept-encoding": "gzip"})
     assert (packed.headers.get_list("content-encoding"), packed.json()["echo"]) == (["gzip"], "x" * 10_000)
     assert "content-encoding" not in browser.ask("flask").headers

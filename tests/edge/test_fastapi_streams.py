@@ -1,12 +1,11 @@
 """What streams passes the edge unbuffered, and stays in TLS."""
 
-import socket
+import asyncio
 import time
-from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
 
 from tests.support.browser import Browser
 
@@ -15,15 +14,18 @@ def test_a_websocket_passes(browser: Browser) -> None:
     """Over TLS, for a page of ours; a foreign page's is refused."""
     name = f"fastapi.localhost:{browser.port}"
 
-    def open_from(origin: str) -> Any:
-        plain = socket.create_connection(("127.0.0.1", browser.port))
-        return connect(f"wss://{name}/ws", sock=plain, ssl=browser.context, origin=origin)
+    async def echo(origin: str) -> str | bytes:
+        at = {"host": "127.0.0.1", "port": browser.port, "proxy": None}
+        async with connect(f"wss://{name}/ws", ssl=browser.context, origin=origin, **at) as client:
+            await client.send("over TLS")
+            return await client.recv()
 
-    with open_from(f"https://{name}") as client:
-        client.send("over TLS")
-        assert client.recv(timeout=10) == "over TLS"
-    with pytest.raises(InvalidStatus) as refused, open_from("https://fastapi.localhost.evil.example"):
-        pass
+    def echo_within_10s(origin: str) -> str | bytes:
+        return asyncio.run(asyncio.wait_for(echo(origin), 10))
+
+    assert echo_within_10s(f"https://{name}") == "over TLS"
+    with pytest.raises(InvalidStatus) as refused:
+        echo_within_10s("https://fastapi.localhost.evil.example")
     assert refused.value.response.status_code == 403
 
 

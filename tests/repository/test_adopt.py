@@ -1,4 +1,4 @@
-"""docs/adopt.md, followed to the letter, deploys applications that nobody here wrote."""
+"""docs/adopt.md, followed to the letter, deploys applications of other people."""
 
 import os
 import re

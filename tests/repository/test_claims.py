@@ -183,10 +183,10 @@ def test_an_application_in_our_wrapper_sees_the_client(
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     with MODES[name].running("--workers", "1") as running:
         connection = client(running)
-        connection.request("GET", "/whoever", headers={"X-Forwarded-For": "203.0.113.7"})
+        connection.request("GET", "/any-client", headers={"X-Forwarded-For": "203.0.113.7"})
         assert connection.getresponse().read()
         connection.close()
-        poll(lambda: '203.0.113.7 "GET /whoever"' in running.log.read_text(), log=running.log.read_text)
+        poll(lambda: '203.0.113.7 "GET /any-client"' in running.log.read_text(), log=running.log.read_text)
 
 
 def test_django_is_served_as_flask_is() -> None:

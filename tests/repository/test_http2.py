@@ -1,5 +1,6 @@
 """HTTP/2 without a proxy: off by default, one switch per server, and its limits pinned to versions."""
 
+import asyncio
 import json
 import re
 import shlex
@@ -14,7 +15,7 @@ import pytest
 from h2.connection import H2Connection
 from h2.events import RemoteSettingsChanged, ResponseReceived
 from h2.settings import SettingCodes
-from websockets.sync.client import connect
+from websockets.asyncio.client import connect
 
 from tests.support.commands import HOUSEKEEPING, ROOT, free_port, lacking, poll, run
 from tests.support.containers import Containers
@@ -112,9 +113,13 @@ def test_streams_share_a_connection(tls: Server) -> None:
 def test_websockets_stay_on_http_1(tls: Server, site: Path) -> None:
     """On the TLS port the WebSocket echoes, over HTTP/1.1."""
     trust = ssl.create_default_context(cafile=site / "cert.pem")
-    with connect(f"wss://localhost:{tls.port}/ws", ssl=trust, proxy=None) as websocket:
-        websocket.send("hello")
-        assert websocket.recv(timeout=10) == "hello"
+
+    async def echo() -> str | bytes:
+        async with connect(f"wss://localhost:{tls.port}/ws", ssl=trust, proxy=None) as websocket:
+            await websocket.send("hello")
+            return await websocket.recv()
+
+    assert asyncio.run(asyncio.wait_for(echo(), 10)) == "hello"
 
 
 @pytest.mark.parametrize("tls", ["fastapi uvicorn"], indirect=True)

@@ -107,7 +107,7 @@ def traces(project: Path, stack: str) -> dict[str, list[str]]:
 
 
 def test_no_file_contains_a_statement_of_the_template_engine() -> None:
-    """Only copier.yml and .template/ do; whoever copies a file copies none."""
+    """Only copier.yml and .template/ have statements of the template engine."""
     found = run("git", "grep", "-lE", r"copier: |\[\[[%=#]", "--", ":!copier.yml", ":!.template", expect=None)
     assert found.split() in ([], ["tests/repository/test_template.py"])
 

@@ -65,7 +65,7 @@ def test_a_server_serves_while_it_drains(workers: int) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_the_drain(workers: int, second: signal.Signals) -> None:
-    """Whoever does not want to wait sends SIGTERM again, or SIGINT; the exit code stays 0."""
+    """A second SIGTERM, or SIGINT, stops the server at once; the exit code stays 0."""
     with start(workers, LONG) as server:
         server.process.send_signal(signal.SIGTERM)
         poll(lambda: unready(server), 2, log=server.log)

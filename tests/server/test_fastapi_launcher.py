@@ -218,7 +218,7 @@ def test_a_worker_with_a_blocked_event_loop_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_single_process_with_a_blocked_event_loop_ends(tmp_path: Path) -> None:
-    """It says what blocks it; whoever started it, an engine or supervisor, starts it again."""
+    """It says what blocks it and exits with 1, so that the engine or supervisor restarts it."""
     prepare(tmp_path, BLOCKING, workers=1, timeout_worker_healthcheck=2)
     with launch(tmp_path) as server:
         server.wait()
@@ -244,7 +244,7 @@ def test_a_process_that_was_paused_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_stop_is_heard_while_a_worker_is_blocked(tmp_path: Path) -> None:
-    """The health check waits for nobody: the parent passes SIGTERM on long before its timeout."""
+    """The parent passes SIGTERM on long before the timeout of its health check."""
     prepare(tmp_path, BLOCKING, workers=2)
     with launch(tmp_path) as server:
         server.wait()

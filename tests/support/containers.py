@@ -190,13 +190,13 @@ class Containers:
 
     def down(self) -> None:
         """Remove everything, data and images too."""
-        # By force: one that crashes while its pre_stop runs fails `down`, as the Makefile knows.
+        # By force, so that a container which hangs does not delay the end.
         label = f"label=com.docker.compose.project={self.project}"
         containers = run("docker", "ps", "--all", "--quiet", "--filter", label).split()
         if containers := self.neighbours + containers:
             run("docker", "rm", "--force", *containers)
         self.compose("down", "--volumes", "--remove-orphans")
-        # Of all versions, but nobody else's, as the base image: `--rmi` knows no such middle.
+        # All versions of this project's images, and no base image; `--rmi` cannot do that.
         names = ("--filter", f"reference={self.project}-*", "--format", "{{.Repository}}:{{.Tag}}")
         if images := run("docker", "image", "ls", *names).split():
             run("docker", "rmi", *images)

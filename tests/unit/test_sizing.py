@@ -78,7 +78,7 @@ def test_memory_binds_and_a_cap_stands_in_for_a_missing_limit(expected: int, lim
 
 
 def test_the_reason_shows_the_arithmetic() -> None:
-    """Whoever reads the log can check the number."""
+    """The log has what is needed to check the number."""
     expected = "mixed: 1 x 1.5 CPU + 1 = 3, memory 256 / 128 MiB = 2"
     assert sizing.Sizing(2, expected) == plan("mixed", Limits(1.5, 256 * MEBIBYTE, True), MEMORY)
     expected = "asyncio: 1 x 8 CPU + 0 = 8, at most 12 without a CPU limit, pids (256 - 16) / 44 = 5"
