@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ import httpx2
 import pytest
 
 from tests.support.commands import ROOT, answers, poll, run
-from tests.support.containers import Containers, children, server_process
+from tests.support.containers import PUMP, Containers, children, server_process
 from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.alone
@@ -170,12 +170,16 @@ class Load:
         return [entry["fields"]["message"] for entry in json.loads(self.stack.exec("django", *dump))]
 
 
-def keeper(stack: Containers, program: str, *arguments: str, user: str = "10001") -> subprocess.Popen:
-    """A Python program beside Django, with its volumes; it ends when its input does."""
+@contextmanager
+def broken_by(stack: Containers, breaks: str, repairs: str = "", user: str = "10001") -> Iterator[None]:
+    """Python code beside Django, with its volumes, breaks something; other code repairs it at the end."""
+    program = f"import sys\n{breaks}\nprint('broken', flush=True)\nsys.stdin.read()\n{repairs}\n"
     command = ("docker", "exec", "--interactive", "--user", user, stack.container("keeper"), "python", "-c")
-    return subprocess.Popen(
-        [*command, program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    with subprocess.Popen(
+        [*command, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "broken\n"
+        yield
 
 
 def inject(stack: Containers, service: str, code: str) -> None:
@@ -335,53 +339,45 @@ def replica_paused(stack: Containers, service: str, load: Load) -> float:
     return time.monotonic()
 
 
+def write_in_vain(load: Load) -> None:
+    """Clients write, which may fail; then they read, which does not."""
+    load.more(CLIENTS, "POST", lost=True)
+    load.more(20, "GET")
+
+
 def disk_full(stack: Containers, service: str, load: Load) -> float:
     """Not a byte left on the data volume: reading goes on."""
-    program = (
-        "import os, sys\n"
+    fill = (
         "with open('/data/filler', 'wb', buffering=0) as file:\n"
         "    try:\n"
         "        while file.write(b'x' * 4096): pass\n"
-        "    except OSError: print('full', flush=True)\n"
-        "    sys.stdin.read()\n"
-        "os.unlink('/data/filler')\n"
+        "    except OSError: pass\n"
     )
-    with keeper(stack, program) as filler:
-        assert filler.stdout.readline() == "full\n"
-        load.more(CLIENTS, "POST", lost=True)
-        load.more(20, "GET")
+    with broken_by(stack, fill, "import os; os.unlink('/data/filler')"):
+        write_in_vain(load)
     return time.monotonic()
 
 
 def database_locked(stack: Containers, service: str, load: Load) -> float:
     """Another process holds SQLite's write lock: reading goes on."""
-    program = (
-        "import sqlite3, sys\n"
+    lock = (
+        "import sqlite3\n"
         "connection = sqlite3.connect('/data/db.sqlite3', isolation_level=None, timeout=30)\n"
-        "connection.execute('BEGIN EXCLUSIVE')\n"
-        "print('locked', flush=True)\n"
-        "sys.stdin.read()\n"
+        "connection.execute('BEGIN EXCLUSIVE')"
     )
-    with keeper(stack, program) as other:
-        assert other.stdout.readline() == "locked\n"
-        load.more(CLIENTS, "POST", lost=True)
-        load.more(20, "GET")
+    with broken_by(stack, lock):
+        write_in_vain(load)
     return time.monotonic()
 
 
 def manifest_truncated(stack: Containers, service: str, load: Load) -> float:
     """Half a staticfiles.json: what runs goes on, and a server that starts with it gets no request."""
-    program = (
-        "import sys\n"
+    cut = (
         "path = '/static/staticfiles.json'\n"
         "whole = open(path).read()\n"
-        "open(path, 'w').write(whole[:len(whole) // 2])\n"
-        "print('cut', flush=True)\n"
-        "sys.stdin.read()\n"
-        "open(path, 'w').write(whole)\n"
+        "open(path, 'w').write(whole[:len(whole) // 2])"
     )
-    with keeper(stack, program, user="0") as vandal:
-        assert vandal.stdout.readline() == "cut\n"
+    with broken_by(stack, cut, "open(path, 'w').write(whole)", user="0"):
         load.more(50)
         assert load.lost() == {}
         kill(stack, service)
@@ -536,18 +532,7 @@ MORTAL = {
     "fastapi": ("serving.uvicorn", "asgi_app.main:app"),
 }
 # Between Django and PostgreSQL: passes bytes on, from TCP to the server's socket.
-DATABASE_RELAY = """
-import asyncio, sys
-
-async def pump(reader, writer):
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    except OSError:
-        pass
-    writer.close()
-
+DATABASE_RELAY = f"""{PUMP}
 async def relay(reader, writer):
     database = await asyncio.open_unix_connection(sys.argv[1])
     await asyncio.gather(pump(reader, database[1]), pump(database[0], writer))

@@ -25,8 +25,8 @@ from tests.support.commands import (
 )
 
 MEBIBYTE = 1024 * 1024
-# Passes connections on to the services, each on a port of its own: a neighbour in the network.
-RELAY = """
+# Copies what one connection receives to another one.
+PUMP = """
 import asyncio, sys
 
 async def pump(reader, writer):
@@ -37,7 +37,9 @@ async def pump(reader, writer):
     except OSError:
         pass
     writer.close()
-
+"""
+# Passes connections on to the services, each on a port of its own: a neighbour in the network.
+RELAY = f"""{PUMP}
 async def relay(service, port):
     async def connected(reader, writer):
         try:
