@@ -28,8 +28,9 @@ def main() -> None:
                 (source / name).write_bytes((ROOT / name).read_bytes())
         copier = [sys.executable, "-m", "copier", "copy", "--quiet", "--defaults", "--data", stacks]
         subprocess.run([*copier, str(source), str(project)], check=True)
-        diff = ["git", "diff", "--no-index", "--stat=100", "--patch", "source", "project"]
-        subprocess.run(diff, cwd=folder, check=False)
+        # Of a file that is missing, the name alone.
+        diff = ["git", "diff", "--no-index", "--stat=100", "--patch", "--irreversible-delete"]
+        subprocess.run([*diff, "source", "project"], cwd=folder, check=False)
 
 
 if __name__ == "__main__":
