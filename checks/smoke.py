@@ -202,8 +202,7 @@ async def close_codes(site: Site, path: str) -> tuple[int | None, int | None, bo
             async with asyncio.timeout(3):
                 while True:
                     await flooding.recv()
-        was_closed = flooding.state is State.CLOSED
-    return leaving.close_code, flooding.close_code, was_closed
+        return leaving.close_code, flooding.close_code, flooding.state is State.CLOSED
 
 
 def websocket(site: Site, path: str) -> connect:
