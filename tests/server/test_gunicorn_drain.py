@@ -24,7 +24,8 @@ application = Service(app)
 """
 COMMANDS = {
     "gthread": ("app",),
-    "sync": ("--worker-class", "sync", "app"),
+    "sync": ("--worker-class", "sync", "--threads", "1", "app"),
+    "stock gthread": ("--worker-class", "gthread", "app"),
     "without preload": ("app",),
     "fastapi-hybrid": ("--worker-class", "serving.uvicorn.worker.Worker", "asgi_app.main:app"),
 }
@@ -126,8 +127,10 @@ def test_sighup_does_not_drain(folder: str) -> None:
         server.process.send_signal(signal.SIGHUP)
         poll(lambda: len(now := workers(server)) == 2 and not now & before, log=server.log)
         assert ready(server) == 200
+        begun = time.monotonic()
         server.process.send_signal(signal.SIGQUIT)
-        assert server.exit_code(40) == 0
+        assert server.exit_code() == 0
+        assert time.monotonic() - begun < 5
 
 
 def test_a_drain_needs_no_file(folder: str, tmp_path: Path) -> None:

@@ -186,6 +186,20 @@ def test_a_hung_dependency_takes_no_thread(server: Server, folder: Path) -> None
     poll(lambda: get(server, "/readyz").status_code == 200, log=server.log)
 
 
+def test_liveness_does_not_wait_for_readiness(server: Server, folder: Path) -> None:
+    """While the first /readyz waits for a dependency that hangs, /livez answers immediately."""
+    (folder / "hung").touch()
+    time.sleep(1.1)  # the last result is too old
+    waiting = threading.Thread(target=get, args=(server, "/readyz"))
+    waiting.start()
+    time.sleep(0.3)
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
+    assert waiting.is_alive(), "it waited for /readyz"
+    waiting.join()
+
+
 def test_half_a_probe_holds_up_no_other(server: Server) -> None:
     """A client that sends the beginning of a probe and then nothing does not get the probes' thread."""
     halves = []
