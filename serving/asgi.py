@@ -59,12 +59,16 @@ class Service:
                 log(scope, message, perf_counter() - start)
             await send(message)
 
-        gone = False
+        complete = gone = False
 
         async def listen() -> Message:
-            nonlocal gone
+            nonlocal complete, gone
             message = await receive()
-            gone = gone or message["type"] == "http.disconnect"
+            if message["type"] == "http.request":
+                complete = not message.get("more_body")
+            elif message["type"] == "http.disconnect":
+                # Servers report it after the response as well, where an exception is a fault.
+                gone = not complete
             return message
 
         head = scope.get("method") == "HEAD"
