@@ -53,6 +53,8 @@ class Service:
             event = message["type"]
             if event in _RESPONSES:
                 message["headers"] = [*message.get("headers", ()), header]
+                if message.get("status") == 405:
+                    message["headers"] = [allow_head(*pair) for pair in message["headers"]]
             # `websocket.close` without `websocket.accept` before it is a refused handshake.
             if not logged and (event in _RESPONSES or event == "websocket.close"):
                 logged = True
@@ -127,6 +129,14 @@ class Service:
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers]
         await send({"type": "http.response.start", "status": status, "headers": encoded})
         await send({"type": "http.response.body", "body": body})
+
+
+def allow_head(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """The header; where it allows GET, it allows HEAD as well, which is answered as GET."""
+    methods = [method.strip() for method in value.split(b",")]
+    if name.lower() != b"allow" or b"GET" not in methods or b"HEAD" in methods:
+        return name, value
+    return name, value + b", HEAD"
 
 
 async def internal_error(send: Send) -> None:

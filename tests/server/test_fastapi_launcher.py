@@ -9,7 +9,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-import uvicorn
 
 from tests.support.commands import ROOT, free_port, poll
 from tests.support.servers import Server
@@ -58,13 +57,6 @@ def test_every_key_of_the_file_has_its_reason() -> None:
     """The table in docs/uvicorn.md and uvicorn.json have the same keys, in the same order."""
     page = (ROOT / "docs/uvicorn.md").read_text().partition("## Options that are not in the file")[0]
     assert list(FILE) == re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
-
-
-def test_the_page_names_every_option() -> None:
-    """An option that a later Uvicorn adds must be looked at, and one that it removes must go."""
-    page = (ROOT / "docs/uvicorn.md").read_text().partition("## Signals")[0]
-    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.+?) \|", page, re.MULTILINE)))
-    assert sorted(named) == sorted(option.name for option in uvicorn.main.params)
 
 
 @pytest.mark.parametrize("sources", [1, 2, 3, 4])

@@ -47,7 +47,7 @@ class Server:
             return answers(self.url + path)
 
         try:
-            poll(ready, seconds=60, log=self.log)
+            poll(ready, seconds=30, log=self.log)
         except BaseException:
             self.__exit__()
             raise
