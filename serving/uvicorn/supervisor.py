@@ -326,8 +326,8 @@ class Supervisor(Multiprocess):
 
     @override
     def handle_term(self) -> None:
-        """Drain on the first SIGTERM; stop on the second, or when no worker has been ready yet."""
-        seconds = health.drain_seconds() if self.has_served and self.stop_at is None else 0
+        """Drain on the first SIGTERM; stop on the second. SIGINT stops immediately."""
+        seconds = 0 if self.stop_at is not None else health.drain_seconds()
         if not seconds:
             super().handle_term()
             return
