@@ -53,18 +53,24 @@ class Service:
             event = message["type"]
             if event in _RESPONSES:
                 message["headers"] = [*message.get("headers", ()), header]
+                if message.get("status") == 405:
+                    message["headers"] = [allow_head(*pair) for pair in message["headers"]]
             # `websocket.close` without `websocket.accept` before it is a refused handshake.
             if not logged and (event in _RESPONSES or event == "websocket.close"):
                 logged = True
                 log(scope, message, perf_counter() - start)
             await send(message)
 
-        gone = False
+        complete = gone = False
 
         async def listen() -> Message:
-            nonlocal gone
+            nonlocal complete, gone
             message = await receive()
-            gone = gone or message["type"] == "http.disconnect"
+            if message["type"] == "http.request":
+                complete = not message.get("more_body")
+            elif message["type"] == "http.disconnect":
+                # Servers report it after the response as well, where an exception is a fault.
+                gone = not complete
             return message
 
         head = scope.get("method") == "HEAD"
@@ -123,6 +129,14 @@ class Service:
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers]
         await send({"type": "http.response.start", "status": status, "headers": encoded})
         await send({"type": "http.response.body", "body": body})
+
+
+def allow_head(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """The header; where it allows GET, it allows HEAD as well, which is answered as GET."""
+    methods = [method.strip() for method in value.split(b",")]
+    if name.lower() != b"allow" or b"GET" not in methods or b"HEAD" in methods:
+        return name, value
+    return name, value + b", HEAD"
 
 
 async def internal_error(send: Send) -> None:

@@ -147,7 +147,11 @@ class Checks:
 
 
 class AsyncChecks:
-    """Checks as coroutine functions that raise, run in one task of the event loop that asks."""
+    """Checks as coroutine functions that raise, run in one task of the event loop that asks.
+
+    A run is cancelled after CHECK_TIMEOUT, which the thread of Checks cannot be. Cancelling does not
+    end a function that `asyncio.to_thread` runs: give such a check a timeout of its own.
+    """
 
     def __init__(self, checks: Mapping[str, Callable[[], Awaitable[Any]]]) -> None:
         self._results = Results(checks)
@@ -167,11 +171,14 @@ class AsyncChecks:
 
     async def _run(self) -> None:
         results = self._results
+        deadline = asyncio.get_running_loop().time() + CHECK_TIMEOUT
         errors: dict[str, Exception] = {}
         for name, check in results.checks.items():
             results.current = name
             try:
-                await check()
+                # A check that hung until TCP gives up would hide that the dependency is back.
+                async with asyncio.timeout_at(deadline):
+                    await check()
             except Exception as error:  # noqa: BLE001  a dependency may raise anything
                 errors[name] = error
         results.finish(errors)

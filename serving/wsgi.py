@@ -74,8 +74,10 @@ class Service:
                 if size > self.max_body:
                     return "413 Request Entity Too Large"
                 spool.write(chunk)
-        except OSError:
-            return "400 Bad Request"  # malformed chunks, or the client has left
+        except OSError as error:
+            if raised_by_server(error):
+                return "400 Bad Request"  # malformed chunks, or the client has left
+            translate(error)  # the temporary file cannot be written
         spool.seek(0)
         environ["wsgi.input"] = spool
         environ["CONTENT_LENGTH"] = str(size)

@@ -1,6 +1,7 @@
 """`python -m serving.gunicorn MODULE [OPTION ...]`: Gunicorn's command line, settings checked first."""
 
 import os
+import signal
 
 from serving import peers, settings, sizing
 
@@ -12,6 +13,9 @@ def main() -> None:
     configuration file, and it knows no host names (gunicorn/config.py, classes Workers and
     ForwardedAllowIPS).
     """
+    # Until the arbiter has its own handlers, which is after it has imported a preloaded application.
+    # Process 1 of a container has no default action: the kernel would drop the signal.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     sizing.web_concurrency()
     peers.trusted()
     settings.unset_empty("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "PORT")

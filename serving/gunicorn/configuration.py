@@ -14,8 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import gunicorn.glogging
 import gunicorn.http.wsgi
+from gunicorn.instrument.statsd import Statsd
 
 from serving import logs, peers, settings, sizing
 from serving.gunicorn import internals
@@ -62,8 +62,11 @@ logconfig_json = str(Path(__file__).parent.parent / "logging.json")
 accesslog = None
 
 
-class Logger(gunicorn.glogging.Logger):  # type: ignore[misc]  # Gunicorn has no types
-    """Gunicorn's logger, with the access line of serving/logs.py: cheaper, and none for probes."""
+class Logger(Statsd):  # type: ignore[misc]  # Gunicorn has no types
+    """Gunicorn's logger, with the access line of serving/logs.py: cheaper, and none for probes.
+
+    It sends Gunicorn's metrics if `statsd_host` is set.
+    """
 
     @property
     def access_log_enabled(self) -> bool:
@@ -95,6 +98,10 @@ class Logger(gunicorn.glogging.Logger):  # type: ignore[misc]  # Gunicorn has no
             resp.sent,
             request_time.total_seconds(),
         )
+        if self.cfg.statsd_host:
+            self.timer("gunicorn.request.duration", request_time.total_seconds() * 1000)
+            self.increment("gunicorn.requests", 1)
+            self.increment(f"gunicorn.request.status.{str(resp.status).split()[0]}", 1)
 
 
 logger_class = Logger
@@ -116,6 +123,7 @@ def on_starting(server: Any) -> None:
     internals.require(server, "START_CTX")
     server.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
     internals.drain_on_sigterm(server)
+    internals.spawn_without_losing_signals(server)
     internals.identify_errors()
     server.log.info("workers=%d (%s)", count, reason)
 
@@ -137,8 +145,9 @@ def post_fork(server: Any, worker: Any) -> None:
     Until then it has the arbiter's handlers, which would do nothing: a stop would wait for the
     graceful timeout.
     """
-    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
+    for number in internals.STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, internals.STOP_SIGNALS)
 
 
 def pre_request(worker: Any, req: Any) -> None:

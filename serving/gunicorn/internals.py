@@ -19,6 +19,9 @@ import gunicorn.workers.base
 
 from serving import health, logs, peers, settings
 
+# The signals with which the arbiter stops a worker.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
+
 # True while Gunicorn itself answers a request that failed, and writes its access line.
 answering_error: ContextVar[bool] = ContextVar("answering_error", default=False)
 
@@ -56,6 +59,26 @@ def drain_on_sigterm(arbiter: Any) -> None:
 
     arbiter.handle_term = drain
     arbiter.handle_alrm = stop
+
+
+def spawn_without_losing_signals(arbiter: Any) -> None:
+    """Hold signals back while a worker is forked.
+
+    The new process has the arbiter's handlers, which only fill a queue that it never reads, until
+    `post_fork` replaces them. A signal that it gets before then would be lost, and the arbiter would
+    wait for the worker until the graceful timeout.
+    """
+    require(arbiter, "spawn_worker")
+    spawn_worker: Callable[[], Any] = arbiter.spawn_worker
+
+    def spawn() -> Any:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            return spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    arbiter.spawn_worker = spawn
 
 
 def refuse_shared_connections(name: str = "PRELOAD") -> None:

@@ -5,15 +5,20 @@
   all of a proxy's connections.
 - A new connection that is silent holds no thread; the stock worker gives it one for 5 s. Proxies
   and browsers open connections before they need them.
-- Probes have a thread of their own, so that /livez answers while all others wait for a dependency.
+- Each probe has a thread of its own, so that /livez answers while all others wait for a dependency.
 - When no more files can be opened, it waits instead of ending.
+- SIGQUIT stops it between two events. The stock worker raises an exception wherever it is at that
+  moment; while it starts a thread, that is a deadlock until the arbiter kills it.
+- SIGTERM ends it immediately while it loads the application.
 """
 
 import errno
+import os
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from selectors import EVENT_READ
+from signal import SIGQUIT
 from socket import MSG_DONTWAIT, MSG_PEEK, socket
 from time import monotonic
 from typing import Any
@@ -34,8 +39,8 @@ FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # Seconds without a finished request after which the threads count as stuck.
 STUCK = 0.1
 
-# A probe's first line starts with one of these. Its request is short, and arrives as a whole.
-PROBES = tuple(f"{method} {path} ".encode() for method in ("GET", "HEAD") for path in health.PATHS)
+# What a probe's first line starts with, and its path. Its request is short, and arrives as a whole.
+PROBES = {f"{method} {path} ".encode(): path for method in ("GET", "HEAD") for path in health.PATHS}
 PROBE_BYTES = 4096
 
 internals.require(gthread, "DEFAULT_WORKER_DATA_TIMEOUT", "TConn", "ThreadWorker")
@@ -46,6 +51,8 @@ internals.require(
     "enqueue_req",
     "finish_request",
     "handle",
+    "handle_exit",
+    "handle_quit",
     "init_process",
     "on_pending_socket_readable",
     "set_accept_enabled",
@@ -65,11 +72,29 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         self.resume = 0.0
         self.busy, self.finished = 0, 0.0
         self.full_logged = float("-inf")
+        self.quitting = False
 
     def init_process(self) -> None:
-        """Make the probes' thread; the parent class never returns from here."""
-        self.probe_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="probe")
+        """Make a thread for each probe; the parent class never returns from here.
+
+        Two threads, because /readyz may wait for a dependency.
+        """
+        self.probe_pools = {path: ThreadPoolExecutor(1, thread_name_prefix="probe") for path in health.PATHS}
         super().init_process()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """On SIGTERM, stop gracefully; while the application is loaded, there is nothing to finish."""
+        if not self.booted:
+            os._exit(0)
+        super().handle_exit(sig, frame)
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """On SIGQUIT and SIGINT, let the main loop stop: it may hold a lock or start a thread now."""
+        if not self.booted:
+            super().handle_quit(sig, frame)
+        self.quitting = True
+        if self.alive:  # otherwise the queue may be closed
+            self.method_queue.defer(lambda: None)
 
     def accept(self, listener: socket) -> None:
         """Accept one connection, then pause when there are as many as threads, busy or silent."""
@@ -111,9 +136,9 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
             self.poller.register(conn.sock, EVENT_READ, partial(self.on_pending_socket_readable, conn))
             return
         stuck = self.busy >= self.cfg.threads and monotonic() - self.finished > STUCK
-        conn.probe = (getattr(conn, "probe", True) or stuck) and self.is_probe(conn.sock)
+        conn.probe = self.probed_path(conn.sock) if getattr(conn, "probe", True) or stuck else ""
         if conn.probe:
-            future = self.probe_pool.submit(self.handle, conn)
+            future = self.probe_pools[conn.probe].submit(self.handle, conn)
             future.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
         else:
             self.busy += 1
@@ -126,18 +151,19 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
             self.finished = monotonic()
         super().finish_request(conn, fs)
 
-    def is_probe(self, client: socket) -> bool:
-        """Whether the bytes that wait are a complete probe, so that it cannot hold up the next one."""
+    def probed_path(self, client: socket) -> str:
+        """The probe that waits, if it is complete, so that it cannot hold up the next one; or ""."""
         if self.cfg.is_ssl:
-            return False
+            return ""
         try:
             waiting = client.recv(PROBE_BYTES, MSG_PEEK | MSG_DONTWAIT)
         except OSError:
-            return False
-        if not waiting.startswith(PROBES) or not waiting.endswith(b"\r\n\r\n"):
-            return False
+            return ""
         headers = waiting.lower()
-        return b"\ncontent-length" not in headers and b"\ntransfer-encoding" not in headers
+        complete = headers.endswith(b"\r\n\r\n")
+        if not complete or b"\ncontent-length" in headers or b"\ntransfer-encoding" in headers:
+            return ""
+        return next((path for start, path in PROBES.items() if waiting.startswith(start)), "")
 
     def _cap_keepalive(self, deadline: float) -> None:
         """At a stop, wait for silent connections no longer than for kept-alive ones."""
@@ -151,6 +177,8 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
             super().set_accept_enabled(enabled)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """Wait no longer than the pause lasts."""
+        """Wait no longer than the pause lasts; stop after SIGQUIT."""
+        if self.quitting:
+            super().handle_quit(SIGQUIT, None)
         pause = self.resume - monotonic()
         super().wait_for_and_dispatch_events(min(timeout, pause) if pause > 0 else timeout)

@@ -141,15 +141,31 @@ def require_loadable(options: Mapping[str, Any]) -> None:
     """
     trial = multiprocessing.get_context("spawn").Process(target=load, args=[options])
     trial.start()
-    trial.join()
+    try:
+        trial.join()
+    finally:
+        trial.kill()
     if trial.exitcode:
         sys.exit(trial.exitcode)
 
 
+def prepare_signals() -> None:
+    """Let every signal that stops the server do so gracefully and with exit code 0.
+
+    Uvicorn replaces the handlers of SIGTERM and SIGINT while it serves, and raises the signal again
+    afterwards: without a handler the exit code would be 143.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # The parent process of two or more workers replaces these. A single process cannot start itself
+    # again: it stops, and the engine or supervisor starts it.
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    signal.signal(signal.SIGQUIT, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
 def serve(size: sizing.Sizing, **options: Any) -> None:
     """Run Uvicorn with the final options; the choice between three ways is that of `uvicorn.run`."""
-    # Uvicorn raises the signal again after it has stopped; by default the exit code would be 143.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    prepare_signals()
     sys.path.insert(0, options["app_dir"] or "")
     # This also configures logging.
     config = uvicorn.Config(**config_options(options))

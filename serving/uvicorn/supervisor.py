@@ -79,6 +79,7 @@ class ObservedServer(Server):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         check_attributes(self, "config", "should_exit", "started")
+        check_attributes(self.config, "loaded")
         self.loop: asyncio.AbstractEventLoop | None = None
         self.stop_at: float | None = None  # when the drain ends
         self.descriptors = FileDescriptors()
@@ -110,8 +111,11 @@ class ObservedServer(Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first SIGTERM; stop on SIGINT and on the second SIGTERM.
 
-        A worker process stops immediately, because its parent process has waited for the drain.
+        A worker process stops immediately, because its parent process has waited for the drain, and
+        so does a process that is still importing the application.
         """
+        if not self.config.loaded:
+            os._exit(0)
         draining = self.stop_at is not None or self.should_exit
         seconds = 0 if draining or sig != signal.SIGTERM else health.drain_seconds()
         if seconds and self.started and self.is_single():
@@ -278,7 +282,7 @@ class Supervisor(Multiprocess):
 
     def stopping(self) -> bool:
         """Whether the server drains or stops, or a signal to do so waits."""
-        signaled = {signal.SIGTERM, signal.SIGINT}.intersection(self.signal_queue)
+        signaled = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}.intersection(self.signal_queue)
         return self.stop_at is not None or self.should_exit.is_set() or bool(signaled)
 
     @override
@@ -315,6 +319,10 @@ class Supervisor(Multiprocess):
         logger.info("Received SIGTTIN, increasing the number of processes.")
         self.processes_num += 1
         self.processes.append(self.start_worker())
+
+    def handle_quit(self) -> None:
+        """Stop immediately, as on SIGINT; the stock class ignores SIGQUIT."""
+        self.handle_int()
 
     @override
     def handle_term(self) -> None:

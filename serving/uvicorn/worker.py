@@ -5,6 +5,7 @@ WORKLOAD=asyncio. Gunicorn's arbiter drains before it stops the workers.
 """
 
 import logging
+import signal
 from typing import Any, override
 
 from uvicorn_worker import UvicornWorker
@@ -41,6 +42,12 @@ class Worker(Reloadable, UvicornWorker):
         for name in ("uvicorn.error", "uvicorn.access") if self.config.access_log else ("uvicorn.error",):
             uvicorn_logger = logging.getLogger(name)
             uvicorn_logger.propagate = not uvicorn_logger.handlers
+
+    @override
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """On SIGQUIT, stop as on SIGTERM; the stock class goes on, and the arbiter kills it later."""
+        super().handle_exit(sig, frame)
+        signal.raise_signal(signal.SIGTERM)
 
     @override
     async def callback_notify(self) -> None:

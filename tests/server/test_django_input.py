@@ -62,6 +62,7 @@ def test_postgresql_has_time_limits(query: str, seconds: int) -> None:
     options = run(sys.executable, "-c", program, env={"DATABASE_URL": url, "DJANGO_SECRET_KEY": "x"})
     assert f"'connect_timeout': {seconds}" in options
     assert "'tcp_user_timeout': 10000" in options
+    assert "'keepalives_interval': 10" in options
 
 
 def test_a_hung_database_makes_it_unready_and_takes_no_thread(tmp_path: Path) -> None:

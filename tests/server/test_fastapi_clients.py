@@ -132,8 +132,11 @@ def test_head_answers_as_get_without_a_body(server: Server, path: str) -> None:
 
 
 def test_head_does_not_hide_a_wrong_method(server: Server) -> None:
-    """A route without GET still answers 405."""
-    assert httpx2.head(server.url + "/echo", trust_env=False).status_code == 405
+    """A route without GET still answers 405, and one with GET says that HEAD is allowed."""
+    refused = httpx2.head(server.url + "/echo", trust_env=False)
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    refused = httpx2.put(server.url, trust_env=False)
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_missing_file_descriptors_have_one_log_line() -> None:

@@ -41,7 +41,12 @@ def chunks(path):
 
 application = Service(app)
 """
-CLASSES = {"gthread": (), "sync": ("--worker-class", "sync"), "gevent": ("--worker-class", "gevent")}
+CLASSES = {
+    "gthread": (),
+    "stock gthread": ("--worker-class", "gthread"),
+    "sync": ("--worker-class", "sync", "--threads", "1"),
+    "gevent": ("--worker-class", "gevent"),
+}
 ID = r"\[[0-9a-f]{32}\]"
 
 
@@ -177,3 +182,73 @@ def test_a_body_in_chunks_arrives_whole_or_is_refused(server: Server) -> None:
     assert (whole.status_code, whole.text) == (200, "5")
     parts = iter([b"x" * 1024 * 1024, b"x"])
     assert httpx2.post(server.url + "/length", content=parts, trust_env=False).status_code == 413
+
+
+HEAD = b"POST /length HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "body"),
+    [
+        pytest.param(HEAD + b"\r\n0\r\n\r\n", 200, b"0", id="empty"),
+        pytest.param(HEAD + b"\r\n3;a=b\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n", 200, b"3", id="trailers"),
+        pytest.param(HEAD + b"\r\n" + b"1\r\na\r\n" * 10_000 + b"0\r\n\r\n", 200, b"10000", id="small"),
+        pytest.param(HEAD + b"\r\n0\r\nX-Sum\r\n\r\n", 400, b"", id="malformed trailer"),
+        pytest.param(HEAD + b"\r\n3\r\nabcd\r\n0\r\n\r\n", 400, b"", id="a byte more"),
+        pytest.param(HEAD + b"\r\n-3\r\nabc\r\n0\r\n\r\n", 400, b"", id="negative"),
+        pytest.param(HEAD + b"Content-Length: 3\r\n\r\n0\r\n\r\n", 400, b"", id="two lengths"),
+        pytest.param(HEAD.replace(b"/1.1", b"/1.0") + b"\r\n0\r\n\r\n", 400, b"", id="HTTP/1.0"),
+        pytest.param(HEAD.replace(b"chunked", b"gzip") + b"\r\n0\r\n\r\n", 400, b"", id="not chunked"),
+        pytest.param(HEAD.replace(b"chunked", b"chunked, x") + b"\r\n", 501, b"", id="unknown coding"),
+    ],
+)
+def test_every_form_of_a_chunked_body_is_answered(
+    server: Server, request_bytes: bytes, status: int, body: bytes
+) -> None:
+    """The application gets the length of a valid body, and the client an answer to an invalid one."""
+    before = len(server.log())
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(request_bytes)
+        answer = b""
+        while chunk := client.recv(65536):
+            answer += chunk
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
+    if status == 200:
+        assert answer.partition(b"\r\n\r\n")[2].split(b"\r\n")[1] == body, answer
+    assert "Traceback" not in server.log()[before:]
+
+
+def test_a_client_may_ask_before_it_sends_chunks(server: Server) -> None:
+    """`Expect: 100-continue`, as curl sends it with a large body."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(HEAD + b"Expect: 100-continue\r\n\r\n")
+        assert client.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"2\r\nab\r\n0\r\n\r\n")
+        answer = b""
+        while chunk := client.recv(65536):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
+    assert b"\r\n2\r\n" in answer
+
+
+def test_a_connection_is_reused_after_a_chunked_body(server: Server) -> None:
+    """What follows the last chunk is the next request, also where trailers came between."""
+    if "worker: sync" in server.log():
+        pytest.skip("this class closes each connection")
+    body = b"\r\n2\r\nab\r\n0\r\nX-Sum: 1\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(HEAD.replace(b"close", b"keep-alive") + body + HEAD + body)
+        answer = b""
+        while chunk := client.recv(65536):
+            answer += chunk
+    assert answer.count(b"HTTP/1.1 200 OK") == 2, answer
+
+
+def test_a_full_disk_is_not_the_client_s_fault(tmp_path: Path) -> None:
+    """A chunked body of more than 1 MiB goes through a temporary file; without one the answer is 500."""
+    (tmp_path / "app.py").write_text(APP + "\nimport tempfile\ntempfile.tempdir = '/nonexistent'\n")
+    command = ("serving.gunicorn", "--workers", "1", "app")
+    with Server(*command, PYTHONPATH=str(tmp_path), MAX_BODY="3MiB").wait() as server:
+        parts = iter([b"x" * 2 * 1024 * 1024, b"x"])
+        assert httpx2.post(server.url + "/length", content=parts, trust_env=False).status_code == 500
+        assert "No such file or directory: '/nonexistent" in server.log()

@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.commands import free_port, lacking, poll, run
@@ -50,6 +52,19 @@ class Postgres:
         """Stop; with SIGQUIT at once, as a crash would."""
         self._server.send_signal(number)
         self._server.wait(30)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Meanwhile it accepts connections and answers nothing, also on those that are open."""
+        pid = self._server.pid
+        pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+        for one in pids:
+            os.kill(one, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for one in reversed(pids):
+                os.kill(one, signal.SIGCONT)
 
     def __enter__(self) -> "Postgres":
         return self

@@ -47,6 +47,8 @@ class Server:
             return answers(self.url + path)
 
         try:
+            # A server that ended is noticed immediately, so that a long wait hides no failure. On a busy
+            # machine it is needed: a parent process of two workers loads the application three times.
             poll(ready, seconds=60, log=self.log)
         except BaseException:
             self.__exit__()

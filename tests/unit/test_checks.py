@@ -125,6 +125,33 @@ def test_the_event_loop_has_the_same_bounds() -> None:
     assert dependency.most == 1
 
 
+def test_the_event_loop_gives_up_a_hung_check() -> None:
+    """A connection that never answers must not hide that the dependency is back."""
+    hung, cancelled = True, 0
+
+    async def ask() -> None:
+        nonlocal cancelled
+        try:
+            await asyncio.sleep(60 if hung else 0)
+        except asyncio.CancelledError:
+            cancelled += 1
+            raise
+
+    async def probes() -> None:
+        nonlocal hung
+        checks = health.AsyncChecks({"database": ask})
+        assert await checks.failures() == {"database": health.NO_ANSWER}
+        await asyncio.sleep(0.05)
+        assert cancelled == 1
+        hung = False
+        await asyncio.sleep(0.25)
+        await checks.failures()  # starts the next run, and does not wait for it
+        await asyncio.sleep(0.05)
+        assert await checks.failures() == {}
+
+    asyncio.run(probes())
+
+
 FORK = """
 import os
 from serving import health

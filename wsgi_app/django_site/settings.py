@@ -59,7 +59,9 @@ def database(url: str) -> dict:
     if config["ENGINE"].endswith("postgresql"):
         # Seconds and milliseconds after which a connection to a host that does not answer fails.
         # libpq itself would wait for as long as TCP does; DATABASE_URL?connect_timeout=... overrides.
-        limits = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 30}
+        limits = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+        # A host that vanished while a query waits for it is noticed after 30 s and one more interval.
+        limits |= {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
         config["OPTIONS"] = limits | config.get("OPTIONS", {})
     if config["ENGINE"].endswith("sqlite3"):
         # Readers do not wait for the writer (WAL); a writer waits up to 5 s for another, and
