@@ -48,7 +48,7 @@ def test_env_example_shows_the_defaults_that_compose_has() -> None:
 
 def test_the_examples_list_every_variable_that_is_read() -> None:
     """Each variable of the code and of docker-compose.yml is listed, and no other."""
-    reads = r'(?:settings|os)\.(?:text|integer|choice|flag|words|size|environ\.get)\(\s*"(\w+)"'
+    reads = r'(?:settings|os)\.(?:text|integer|choice|flag|words|size|origins|environ\.get)\(\s*"(\w+)"'
     # What the images contain.
     copies = re.findall(r"^COPY ([^-].*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     names = {name for words in copies for name in words.split()}
