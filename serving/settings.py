@@ -3,7 +3,7 @@
 An empty variable counts as unset, because Compose passes `NAME=` for a bare `NAME:`.
 """
 
-# For deploy/variables.py, which the Python of the machine runs: 3.9 is enough.
+# For checks/variables.py, which the Python of the machine runs: 3.9 is enough.
 from __future__ import annotations
 
 import os
