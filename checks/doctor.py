@@ -450,11 +450,11 @@ def development(container: Container) -> Iterator[str]:
 
 @project_rule
 def uvicorn_keys(project: Project) -> Iterator[str]:
-    """Each key of uvicorn.json is an option of Uvicorn."""
+    """Each key of uvicorn.json, and each variable UVICORN_..., is an option of Uvicorn."""
     known = uvicorn_options()
     for container in project.containers:
         places = container.uvicorn.places if container.uvicorn is not None else {}
-        for key in [key for key, place in places.items() if place == "uvicorn.json"]:
+        for key in [key for key, place in places.items() if place in ("uvicorn.json", container.file)]:
             if not known:
                 project.not_checked.append("uvicorn.json's keys: Uvicorn is not installed here")
             elif key not in known and container.uvicorn is not None:

@@ -1,7 +1,7 @@
 """`python3 -m deploy.failures`: why `docker compose up` failed; the cause is in the last lines.
 
-Prints the end of the log of each container that does not run or is unhealthy, and then one line for
-each: its state and the last line of its log. Containers that run well are not shown. The exit code is 1.
+Prints the end of the log of each container that has ended or is unhealthy, and then one line for each:
+what is wrong, and the last line of its log. Containers that work are not shown. The exit code is 1.
 """
 
 from __future__ import annotations
@@ -21,30 +21,31 @@ def docker(*arguments: str) -> str:
     return found.stdout
 
 
-def has_failed(container: dict[str, Any]) -> bool:
-    """Whether a container has started and does not do its work; a one-shot that succeeded does not count."""
-    if container["State"] == "running":
-        return container["Health"] in ("starting", "unhealthy")
-    return container["State"] != "created" and bool(container["ExitCode"])
-
-
-def state(container: dict[str, Any]) -> str:
-    """What is wrong with a container, in a few words."""
-    if container["State"] == "running":
-        return f"is not healthy ({container['Health']})"
-    return f"ended with exit code {container['ExitCode']}"
+def failure(container: dict[str, Any]) -> str:
+    """What is wrong with a container, in a few words; "" if it works, or has not started or done its work."""
+    state = container["State"]
+    health = state.get("Health", {}).get("Status", "")
+    if state["Status"] in ("created", "paused") or health == "healthy":
+        return ""
+    if container["RestartCount"]:
+        return f"was restarted {container['RestartCount']} times"
+    if state["Running"]:
+        return "is not healthy" if health == "unhealthy" else ""
+    return f"ended with exit code {state['ExitCode']}" if state["ExitCode"] else ""
 
 
 def main() -> None:
     """The command line."""
-    lines = docker("compose", "ps", "--all", "--format", "json").splitlines()
-    containers = [json.loads(line) for line in lines if line.startswith("{")]
+    names = docker("compose", "ps", "--all", "--quiet").split()
+    containers: list[dict[str, Any]] = json.loads(docker("inspect", *names)) if names else []
     causes = []
-    for container in filter(has_failed, containers):
-        log = docker("logs", "--tail", str(LOG_LINES), container["Name"]).strip()
-        print(f"\nThe log of {container['Name']}:\n{log}")
-        last = log.splitlines()[-1] if log else "its log is empty"
-        causes.append(f"{container['Service']} {state(container)}: {last}")
+    for container in containers:
+        if what := failure(container):
+            name = container["Name"].lstrip("/")
+            log = docker("logs", "--tail", str(LOG_LINES), name).strip() or "its log is empty"
+            print(f"\nThe log of {name}:\n{log}")
+            service = container["Config"]["Labels"]["com.docker.compose.service"]
+            causes.append(f"{service} {what}: {log.splitlines()[-1]}")
     sys.exit("\n".join(["", *causes]) if causes else 1)
 
 

@@ -345,6 +345,12 @@ BROKEN = [
         "uvicorn.json: ws_max_sise=1: must be an option of Uvicorn; change it to ws_max_size",
     ),
     (
+        COMPOSE,
+        "  environment: &environment\n",
+        "  environment: &environment\n    UVICORN_TIMEOUT_KEEPALIVE: 5\n",
+        "docker-compose.yml: timeout_keepalive=5: must be an option of Uvicorn; change",
+    ),
+    (
         GUNICORN,
         "keepalive = 75\n",
         "keepalive = 75\nmax_reqests_jitter = 5\n",

@@ -278,6 +278,53 @@ def test_an_interrupted_deployment_leaves_the_next_one_right(project: Project) -
     assert project.versions() == replicas("next")
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_candidate_starts_leaves_none(project: Project, number: signal.Signals) -> None:
+    """In the moment in which the engine makes the container; .env is whole, and nothing was replaced."""
+    before, environment = project.containers(), project.environment()
+    output = project.interrupt("4", lambda _: "app-candidate" in project.containers(), number)
+    assert project.containers() == before, output
+    assert project.environment() == environment
+    assert f"{number.name}: nothing was replaced" in output
+
+
+def test_old_images_go_and_the_way_back_stays(project: Project) -> None:
+    """Neither `docker image prune` nor --prune takes the image of the version before."""
+
+    def tags() -> set[str]:
+        names = ("--filter", f"reference={project.name}-app", "--format", "{{.Tag}}")
+        return set(run("docker", "image", "ls", *names).split())
+
+    for version in ("5", "6", "7"):
+        project.deploy(version)
+    # What runs is built again, so that the image of the running containers has no name of its own.
+    project.behave("is built again")
+    run("docker", "compose", "build", "app", cwd=project.directory)
+    label = f"label=com.docker.compose.project={project.name}"
+    run("docker", "image", "prune", "--force", "--filter", label)
+    assert tags() >= {"5", "6", "7"}
+    output = project.deploy("--prune")
+    assert f"{project.name}-app:5: removed" in output
+    assert tags() == {"6", "7"}
+    assert project.versions() == replicas("7")
+    project.deploy("--rollback")
+    assert project.versions() == replicas("6")
+    project.deploy("--rollback")
+    assert project.versions() == replicas("7")
+
+
+def test_a_file_that_cannot_be_replaced_is_named_before_anything_is_built(project: Project) -> None:
+    """Not after the migrations have run."""
+    before, environment = project.containers(), project.environment()
+    (project.directory / ".env.draft").mkdir()
+    try:
+        output = project.deploy("8", expect=1)
+    finally:
+        (project.directory / ".env.draft").rmdir()
+    assert re.fullmatch(r"\S+/\.env\.draft: must be writable: Is a directory; nothing was replaced\n", output)
+    assert (project.containers(), project.environment()) == (before, environment)
+
+
 def test_what_cannot_be_done_is_said_in_one_line(project: Project) -> None:
     """A wrong tag, a deployment that runs already, and a network that all services share."""
     before = project.containers()

@@ -199,3 +199,18 @@ def test_make_refuses_before_anything_starts(tmp_path: Path) -> None:
         line = "environment: PIDS='many': must be a whole number from 64 to 4194304; change it to 1024\n"
         assert line in output
         assert "Container" not in output
+
+
+@pytest.mark.parametrize(
+    "version", ["x;{}", "`{}`", "$({})", "$(shell {})", "x' ; {} ; '", 'x" ; {} ; "', "x\n{}", "--rollback"]
+)
+def test_no_version_reaches_a_shell(version: str, tmp_path: Path) -> None:
+    """What a version contains is refused, and not run, whether make or the environment passes it."""
+    if not variables.has_compose():
+        lacking("no Docker Compose to read the value")
+    version = version.format(f"touch {tmp_path}/reached")
+    environ = {key: value for key, value in os.environ.items() if key != "MAKEFLAGS"}
+    for arguments, more in (([f"VERSION={version}"], {}), ([], {"VERSION": version})):
+        output = run("make", "deploy", "RUNTIME=docker", *arguments, env=environ | more, expect=2)
+        assert "must be an image tag" in output
+    assert [*tmp_path.iterdir()] == []
