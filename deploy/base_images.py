@@ -6,6 +6,7 @@ starts from the same image, until this command, or Dependabot, writes a newer di
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -18,12 +19,11 @@ FROM = re.compile(r"(?m)^FROM (?P<image>[\w./:-]+:[\w.-]+)(?:@(?P<digest>sha256:
 
 def current_digest(image: str) -> str:
     """The digest that the tag has in its registry now; exits if the registry does not answer."""
-    command = ["docker", "buildx", "imagetools", "inspect", "--format", "{{.Manifest.Digest}}", image]
+    command = ["docker", "buildx", "imagetools", "inspect", "--format", "{{json .Manifest}}", image]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
-    digest = found.stdout.strip()
-    if found.returncode or not re.fullmatch("sha256:[0-9a-f]{64}", digest):
+    if found.returncode:
         sys.exit(f"{image}: no digest found; {DOCKERFILE} is as before\n{found.stderr.strip()}")
-    return digest
+    return str(json.loads(found.stdout)["digest"])
 
 
 def main() -> None:

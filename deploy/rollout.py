@@ -485,8 +485,7 @@ def deploy(arguments: argparse.Namespace) -> None:
     version = previous if arguments.rollback else arguments.version
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", version):
         sys.exit(f"VERSION={version!r}: must be an image tag: ASCII letters, digits, '_', '.' and '-'")
-    changes = {"VERSION": version}
-    env_file.check_change(changes | ({"PREVIOUS_VERSION": current} if version != current else {}))
+    env_file.check_change({"PREVIOUS_VERSION": current, "VERSION": version})
 
     running = Deployment(resolve_project(current))
     if not running.replaced:
@@ -512,9 +511,8 @@ def deploy(arguments: argparse.Namespace) -> None:
     # From here on the replacement is completed, whatever signal arrives.
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: None)
-    if current_has_served and version != current:
-        changes["PREVIOUS_VERSION"] = current
-    env_file.save(changes)
+    served = {"PREVIOUS_VERSION": current} if current_has_served and version != current else {}
+    env_file.save({**served, "VERSION": version})
     new.replace()
     for service in new.replaced:
         print(f"{service}: {version}", flush=True)

@@ -10,6 +10,7 @@ from tests.support.commands import answers, run
 from tests.support.containers import Clone, Containers
 from tests.support.processes import PROGRAMS
 
+pytestmark = pytest.mark.slow
 SERVICE = list(PROGRAMS)[-1]
 
 

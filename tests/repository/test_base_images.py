@@ -23,9 +23,9 @@ services:
 
 
 @pytest.fixture
-def registry(engine: None) -> Iterator[Registry]:
+def registry(engine: None, tmp_path: Path) -> Iterator[Registry]:
     """A registry of its own."""
-    found = Registry()
+    found = Registry(tmp_path)
     try:
         yield found
     finally:
@@ -34,32 +34,35 @@ def registry(engine: None) -> Iterator[Registry]:
 
 @pytest.fixture
 def project(registry: Registry, tmp_path: Path) -> Iterator[Path]:
-    """A project on a base image in the registry."""
+    """A project on a base image that is in the registry and on this machine."""
     name = f"test-{secrets.token_hex(4)}"
     base = f"{registry.address}/base:3.14-slim"
-    push(base, "one", tmp_path)
     (tmp_path / "docker-compose.yml").write_text(COMPOSE.format(name=name))
     (tmp_path / "Dockerfile").write_text(f"FROM {base} AS python-default\nFROM python-default AS app\n")
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    push(base, "one", tmp_path)
     try:
         run("docker", "compose", "up", "--build", "--detach", "--wait", cwd=tmp_path)
         yield tmp_path
     finally:
         run("docker", "compose", "down", "--timeout", "1", cwd=tmp_path)
-        for image in (f"{name}-app", base):
-            found = run("docker", "image", "ls", "--quiet", "--filter", f"reference={image}").split()
-            run("docker", "image", "rm", "--force", *found) if found else None
+        references = ("--filter", f"reference={name}-app", "--filter", f"reference={registry.address}/*")
+        images = set(run("docker", "image", "ls", "--quiet", *references).split())
+        run("docker", "image", "rm", "--force", *images)
 
 
 def push(image: str, package: str, directory: Path) -> None:
-    """Push an image that has this package."""
+    """Push an image that has this package; this machine keeps the image that it has under the name."""
     listed = f"Package: {package}\\nStatus: install ok installed\\nVersion: 1\\nArchitecture: all\\n"
+    listed += "Maintainer: a\\nDescription: a\\n"
     lines = f"FROM python:3.14-slim\nRUN printf '\\n{listed}' >> /var/lib/dpkg/status\n"
     (directory / "base.dockerfile").write_text(lines)
+    here = run("docker", "image", "ls", "--quiet", "--filter", f"reference={image}").strip()
     run("docker", "build", "--tag", image, "--file", directory / "base.dockerfile", directory)
     run("docker", "push", image)
-    # A build must fetch it.
-    run("docker", "image", "rm", image)
+    if here:
+        run("docker", "tag", image, image.replace("base:", "newer:"))
+        run("docker", "tag", here, image)
 
 
 def test_the_newest_base_image_is_fetched_and_its_changes_are_listed(

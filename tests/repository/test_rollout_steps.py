@@ -295,22 +295,24 @@ def test_old_images_go_and_the_way_back_stays(project: Project) -> None:
         names = ("--filter", f"reference={project.name}-app", "--format", "{{.Tag}}")
         return set(run("docker", "image", "ls", *names).split())
 
-    for version in ("5", "6", "7"):
+    for version in ("5", "6"):
         project.deploy(version)
+    assert tags() > {"5", "6"}
     # What runs is built again, so that the image of the running containers has no name of its own.
+    running = {name: identity for name, (identity, *_) in project.containers().items()}
     project.behave("is built again")
     run("docker", "compose", "build", "app", cwd=project.directory)
     label = f"label=com.docker.compose.project={project.name}"
     run("docker", "image", "prune", "--force", "--filter", label)
-    assert tags() >= {"5", "6", "7"}
-    output = project.deploy("--prune")
-    assert f"{project.name}-app:5: removed" in output
-    assert tags() == {"6", "7"}
-    assert project.versions() == replicas("7")
+    assert tags() > {"5", "6"}
+    assert f"{project.name}-app:latest: removed" in project.deploy("--prune")
+    assert tags() == {"5", "6"}
+    assert {name: identity for name, (identity, *_) in project.containers().items()} == running
+    project.deploy("--rollback")
+    assert project.versions() == replicas("5")
     project.deploy("--rollback")
     assert project.versions() == replicas("6")
-    project.deploy("--rollback")
-    assert project.versions() == replicas("7")
+    assert project.compose("exec", "-T", "app", "cat", "/behaviour") == "serves"
 
 
 def test_a_file_that_cannot_be_replaced_is_named_before_anything_is_built(project: Project) -> None:

@@ -1,9 +1,14 @@
 """An image registry on 127.0.0.1 that keeps everything in memory: what `docker push` and builds need."""
 
 import hashlib
+import socket
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
+
+from tests.support.commands import run
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -77,12 +82,36 @@ class Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
 
-class Registry:
-    """A running registry."""
+def certificate(directory: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1, and its key."""
+    files = directory / "registry.pem", directory / "registry.key"
+    names = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    new = ("-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-out", files[0], "-keyout", files[1])
+    run("openssl", "req", *new, *names)
+    return files
 
-    def __init__(self) -> None:
+
+class Server(ThreadingHTTPServer):
+    """Speaks TLS with clients that begin with it: builds do, and do not verify a local certificate."""
+
+    context: ssl.SSLContext
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        """A connection."""
+        connection, address = super().get_request()
+        if connection.recv(1, socket.MSG_PEEK) == b"\x16":
+            connection = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+
+class Registry:
+    """A running registry; `directory` gets its certificate."""
+
+    def __init__(self, directory: Path) -> None:
         handler = type("Handler", (Handler,), {"contents": {}})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server = Server(("127.0.0.1", 0), handler)
+        self.server.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.server.context.load_cert_chain(*certificate(directory))
         self.address = f"127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 

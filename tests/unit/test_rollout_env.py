@@ -12,7 +12,7 @@ from tests.support.commands import lacking
 
 # A .env, its VERSION, and the file with VERSION=2 and PREVIOUS_VERSION=1.0.
 FORMS = [
-    ("", "", "PREVIOUS_VERSION=1.0\nVERSION=2\n"),
+    ("", "", "VERSION=2\nPREVIOUS_VERSION=1.0\n"),
     ("VERSION=1.0", "1.0", "PREVIOUS_VERSION=1.0\nVERSION=2"),
     ("VERSION: 1.0\n", "1.0", "PREVIOUS_VERSION=1.0\nVERSION: 2\n"),
     (" export VERSION = 1.0 # now\r\n", "1.0", "PREVIOUS_VERSION=1.0\r\n export VERSION = 2 # now\r\n"),
@@ -21,13 +21,13 @@ FORMS = [
     ('VERSION="1.0"\nPREVIOUS_VERSION=0\n', "1.0", 'VERSION="2"\nPREVIOUS_VERSION=1.0\n'),
     ("VERSION=0\nVERSION=1.0\n", "1.0", "PREVIOUS_VERSION=1.0\nVERSION=2\nVERSION=2\n"),
     ("\ufeffVERSION=1.0\n", "1.0", "\ufeffPREVIOUS_VERSION=1.0\nVERSION=2\n"),
-    ("KEY='\nVERSION=3\n'\n", "", "PREVIOUS_VERSION=1.0\nVERSION=2\nKEY='\nVERSION=3\n'\n"),
+    ("KEY='\nVERSION=3\n'\n", "", "VERSION=2\nPREVIOUS_VERSION=1.0\nKEY='\nVERSION=3\n'\n"),
     ('KEY="\nVERSION=3\n\\""\nVERSION=1', "1", 'PREVIOUS_VERSION=1.0\nKEY="\nVERSION=3\n\\""\nVERSION=2'),
     ("# it's\nKEY=it's\nVERSION=1\n", "1", "PREVIOUS_VERSION=1.0\n# it's\nKEY=it's\nVERSION=2\n"),
-    ("#VERSION=3\nMY_VERSION=4\n", "", "PREVIOUS_VERSION=1.0\nVERSION=2\n#VERSION=3\nMY_VERSION=4\n"),
+    ("#VERSION=3\nMY_VERSION=4\n", "", "VERSION=2\nPREVIOUS_VERSION=1.0\n#VERSION=3\nMY_VERSION=4\n"),
     ("VERSION=\n", "", "PREVIOUS_VERSION=1.0\nVERSION=2\n"),
 ]
-CHANGES = {"VERSION": "2", "PREVIOUS_VERSION": "1.0"}
+CHANGES = {"PREVIOUS_VERSION": "1.0", "VERSION": "2"}
 
 
 @pytest.fixture
