@@ -330,7 +330,8 @@ def test_a_file_that_cannot_be_replaced_is_named_before_anything_is_built(projec
 def test_what_cannot_be_done_is_said_in_one_line(project: Project) -> None:
     """A wrong tag, a deployment that runs already, and a network that all services share."""
     before = project.containers()
-    assert "VERSION='a/b': must be an image tag" in project.deploy("a/b", expect=1)
+    for version in ("a/b", "x;id", "\u0967"):
+        assert f"VERSION={version!r}: must be an image tag" in project.deploy(version, expect=1)
     with project.lock():
         assert "another deployment of this project is running" in project.deploy("2", expect=1)
     project.file["networks"] = {"default": {"labels": {"changed": "yes"}}}
