@@ -280,7 +280,8 @@ def repeated(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """The ports and the host names that two variables have: the second variable, and what must change."""
     owners: dict[str, str] = {}
     for name in [name for name in VARIABLES if name.endswith(("_PORT", "_HOST"))]:
-        default = VARIABLES[name][1] if name.endswith("_PORT") else ""
+        # A service may have been deleted, the edge has its ports.
+        default = VARIABLES[name][1] if name.startswith("EDGE_") else ""
         value = values.get(name) or default
         for word in value.lower().split():
             owner = owners.setdefault(word, name)

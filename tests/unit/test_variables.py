@@ -138,11 +138,6 @@ def test_every_variable_of_the_deployment_has_bounds() -> None:
     shown = set(re.findall(r"^#?([A-Z][A-Z_]+)=", EXAMPLE, re.MULTILINE))
     # Compose itself defines its own variables.
     assert {name for name in variables.VARIABLES if not name.startswith("COMPOSE_")} >= shown
-    assert shown >= set(variables.VARIABLES) - {
-        "PREVIOUS_VERSION",
-        "COMPOSE_PROJECT_NAME",
-        "COMPOSE_COMPATIBILITY",
-    }
     assert (
         problems(**{name: value or "" for name, value in dotenv_values(ROOT / ".env.example").items()}) == []
     )
