@@ -279,13 +279,26 @@ def test_an_interrupted_deployment_leaves_the_next_one_right(project: Project) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_a_candidate_starts_leaves_none(project: Project, number: signal.Signals) -> None:
-    """In the moment in which the engine makes the container; .env is whole, and nothing was replaced."""
+def test_a_signal_while_a_candidate_starts_leaves_none(
+    project: Project, number: signal.Signals, tmp_path: Path
+) -> None:
+    """The engine completes what it was asked for; .env is whole, and nothing was replaced."""
     before, environment = project.containers(), project.environment()
-    output = project.interrupt("4", lambda _: "app-candidate" in project.containers(), number)
-    assert project.containers() == before, output
-    assert project.environment() == environment
+    # Sends the signal to rollout.py before the candidate is made, by a process that nothing ends.
+    wrapper = tmp_path / "docker"
+    slowly = f"""setsid sh -c 'sleep 3; exec {shutil.which("docker")} "$@"' sh "$@" &"""
+    start = f"{slowly} kill -{number} $PPID; wait $!; exit $?"
+    wrapper.write_text(
+        f'#!/bin/sh\ncase "$*" in *" run --detach "*) {start};; esac\nexec {shutil.which("docker")} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    output = run(sys.executable, "rollout.py", "4", cwd=project.directory, env=environ, expect=1)
     assert f"{number.name}: nothing was replaced" in output
+    # That process holds the lock until it ends.
+    with project.lock():
+        assert project.containers() == before, output
+    assert project.environment() == environment
 
 
 def test_old_images_go_and_the_way_back_stays(project: Project) -> None:
