@@ -23,6 +23,9 @@ WORKDIR /app
 FROM base AS builder
 # A private package index, if there is one. pip ignores an empty value.
 ARG PIP_INDEX_URL
+# The certificate of a private authority, if there is one; those of the distribution count as well.
+#   docker build --secret id=ca,src=corporate-ca.pem
+ENV SSL_CERT_FILE=/run/secrets/ca
 # pip lives in an environment of its own, so that the one that runs contains no installer.
 RUN python -m venv /pip && python -m venv --without-pip /venv
 ENV PIP_PYTHON=/venv/bin/python \
@@ -40,7 +43,7 @@ ARG VERSION=unreleased
 LABEL org.opencontainers.image.version=${VERSION}
 
 FROM builder AS django-build
-RUN --mount=type=cache,target=/cache \
+RUN --mount=type=cache,target=/cache --mount=type=secret,id=ca \
     --mount=source=requirements/django.txt,target=/lock.txt \
     /pip/bin/pip install --require-hashes --requirement /lock.txt
 COPY gunicorn.conf.py ./
@@ -58,7 +61,7 @@ COPY --link --from=django-build /app /app
 CMD ["python", "-m", "serving.gunicorn", "wsgi_app.django_site.wsgi"]
 
 FROM builder AS flask-build
-RUN --mount=type=cache,target=/cache \
+RUN --mount=type=cache,target=/cache --mount=type=secret,id=ca \
     --mount=source=requirements/flask.txt,target=/lock.txt \
     /pip/bin/pip install --require-hashes --requirement /lock.txt
 COPY gunicorn.conf.py ./
@@ -74,7 +77,7 @@ COPY --link --from=flask-build /app /app
 CMD ["python", "-m", "serving.gunicorn", "wsgi_app.flask_site"]
 
 FROM builder AS fastapi-build
-RUN --mount=type=cache,target=/cache \
+RUN --mount=type=cache,target=/cache --mount=type=secret,id=ca \
     --mount=source=requirements/fastapi.txt,target=/lock.txt \
     /pip/bin/pip install --require-hashes --requirement /lock.txt
 COPY uvicorn.json gunicorn.conf.py ./
@@ -90,7 +93,7 @@ COPY --link --from=fastapi-build /app /app
 CMD ["python", "-m", "serving.uvicorn"]
 
 FROM builder AS fastapi-hybrid-build
-RUN --mount=type=cache,target=/cache \
+RUN --mount=type=cache,target=/cache --mount=type=secret,id=ca \
     --mount=source=requirements/fastapi-hybrid.txt,target=/lock.txt \
     /pip/bin/pip install --require-hashes --requirement /lock.txt
 

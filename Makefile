@@ -20,33 +20,29 @@ PROCESS := .venv/bin/python -m deploy.process
 BUILD := $(if $(shell grep -s '^PREVIOUS_VERSION=.' .env),--no-build,--build)
 
 ##@ Run
-.PHONY: up dev down logs deploy rollback up-docker dev-docker down-docker logs-docker
+.PHONY: up dev down logs up-docker dev-docker down-docker logs-docker
 .PHONY: up-process dev-process down-process logs-process
 up: up-$(RUNTIME) ## Start every service and wait until all are healthy
 dev: dev-$(RUNTIME) ## The same servers; edited code is served immediately, tracebacks are shown
 down: down-$(RUNTIME) ## Stop every service; data stays
 logs: logs-$(RUNTIME) ## Follow the logs
-deploy: ## Replace the running version by the code as it is, losing no request: VERSION=NAME
-	@python3 deploy/rollout.py -- $${VERSION:+"$$VERSION"}
-rollback: ## Return to the version before, in the same way
-	@python3 deploy/rollout.py --rollback
 
 up-docker:
 	@echo "Running containers: $(WHY)."
-	@docker compose up $(BUILD) --detach --wait --remove-orphans || \
-	  { docker compose logs --tail 20 --since 2m; exit 1; }
+	@python3 -m checks.variables
+	@docker compose up $(BUILD) --detach --wait --remove-orphans || python3 -m deploy.failures
 	@docker compose ps --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}'
 dev-docker:
+	@python3 -m checks.variables
 	docker compose -f docker-compose.yml -f deploy/dev.yml up --build --remove-orphans
 down-docker:
 	docker compose --profile '*' down --remove-orphans
 logs-docker:
 	docker compose logs --follow --tail 100
-up-process: .venv/up
+up-process dev-process: %-process: .venv/up
 	@echo "Running local processes: $(WHY)."
-	@$(PROCESS) up
-dev-process: .venv/up
-	@$(PROCESS) dev
+	@.venv/bin/python -m checks.variables
+	@$(PROCESS) $*
 down-process logs-process: %-process: .venv/up
 	@$(PROCESS) $*
 
@@ -80,8 +76,8 @@ lint: .venv/test ## Run the linters and the type checker
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	.venv/bin/hadolint Dockerfile
-	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
-	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/dev.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec \
+	  docker-compose.yml deploy/dev.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	.venv/bin/zizmor --offline --strict-collection --quiet --persona pedantic .github

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from http import HTTPStatus
@@ -81,21 +80,9 @@ async def events(
         yield ServerSentEvent(data=number, id=str(number))
 
 
-def normalized_origin(value: str) -> str:
-    """An origin as browsers send it: in lower case, without a path and without the default port.
-
-    Raises SettingError for anything that is not an origin.
-    """
-    found = re.fullmatch(r"(https?)://([^/?#@\s]+?)(:[0-9]+)?/?", value.lower())
-    if not found:
-        settings.refuse("WEBSOCKET_ORIGINS", value, "origins such as https://app.example.com")
-    scheme, host, port = found[1], found[2], found[3] or ""
-    return f"{scheme}://{host}" + ("" if port == {"http": ":80", "https": ":443"}[scheme] else port)
-
-
 # Origins whose pages may open the WebSocket. Unset: pages on this machine, and pages that our
 # domain or its subdomains serve over TLS.
-ORIGINS = [normalized_origin(word) for word in settings.words("WEBSOCKET_ORIGINS", "")]
+ORIGINS = settings.origins("WEBSOCKET_ORIGINS")
 
 
 def is_allowed(origin: str) -> bool:

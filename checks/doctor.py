@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from checks import env_files
+from checks import env_files, variables
 from checks.caddyfile import Directive, size
 from checks.project import Container, Project
 from checks.servers import number, uvicorn_options, worker_memory
@@ -450,17 +450,28 @@ def development(container: Container) -> Iterator[str]:
 
 @project_rule
 def uvicorn_keys(project: Project) -> Iterator[str]:
-    """Each key of uvicorn.json is an option of Uvicorn."""
+    """Each key of uvicorn.json, and each variable UVICORN_..., is an option of Uvicorn."""
     known = uvicorn_options()
     for container in project.containers:
         places = container.uvicorn.places if container.uvicorn is not None else {}
-        for key in [key for key, place in places.items() if place == "uvicorn.json"]:
+        for key in [key for key, place in places.items() if place in ("uvicorn.json", container.file)]:
             if not known:
                 project.not_checked.append("uvicorn.json's keys: Uvicorn is not installed here")
             elif key not in known and container.uvicorn is not None:
                 near = ", ".join(difflib.get_close_matches(key, known, 1)) or "one of uvicorn --help"
                 place = container.uvicorn.describe(key)
                 yield f"{place}: must be an option of Uvicorn; change it to {near}"
+
+
+@project_rule
+def gunicorn_names(project: Project) -> Iterator[str]:
+    """Each name that gunicorn.conf.py only assigns is a setting of Gunicorn, which ignores others."""
+    for container in project.containers:
+        gunicorn = container.gunicorn
+        for name in gunicorn.unknown if gunicorn is not None else []:
+            near = ", ".join(difflib.get_close_matches(name, gunicorn or [], 1)) or "one of gunicorn --help"
+            file = gunicorn.file if gunicorn is not None else ""
+            yield f"{file}: {name}: must be a setting of Gunicorn, which ignores it; change it to {near}"
 
 
 # Images and isolation
@@ -529,11 +540,20 @@ def posture(container: Container) -> Iterator[str]:
         if wrong:
             yield f"{container.describe(key)}: must be {must}; change it to that"
     for name in [name for name, value in container.limits.items() if not value]:
+        if name == "cpus" and container.is_without_cpu_limit:
+            continue
         place = f"{container.file}: {container.name}.deploy.resources.limits.{name}=None"
         yield f"{place}: must be set; change it to a limit"
 
 
 # The .env files
+
+
+@project_rule
+def deployment_variables(project: Project) -> Iterator[str]:
+    """Each variable of .env is within its bounds."""
+    values = project.variables
+    yield from variables.problems(values, project.env_file.name) if project.caddyfile else []
 
 
 @project_rule

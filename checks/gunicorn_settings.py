@@ -5,6 +5,7 @@ project's directory. Its argument is a JSON object: `words` (the command line) a
 of serving.sizing.Limits, or null).
 """
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -38,19 +39,38 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     if withheld["WEB_CONCURRENCY"]:
         values["workers"], sources["workers"] = withheld["WEB_CONCURRENCY"], "WEB_CONCURRENCY"
     path = configuration_file(str(given["config"] or "gunicorn.conf.py"))
+    unknown: list[str] = []
     if path.exists():
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 found = run(path, words, request["limits"])
         except (Exception, SystemExit) as error:  # noqa: BLE001  a configuration may raise anything
             return {"file_error": str(error), "file": path.name}
+        unknown = [name for name in unused_names(path.read_text(encoding="utf-8")) if name not in values]
         for name in found.keys() & values.keys():
             values[name], sources[name] = found[name], "file"
     for name, value in given.items():
         if value is not None and name in values:
             values[name], sources[name] = value, "command"
     values = {name: plain(value) for name, value in values.items()}
-    return {"values": values, "sources": sources, "file": path.name}
+    return {"values": values, "sources": sources, "file": path.name, "unknown": unknown}
+
+
+def unused_names(source: str) -> list[str]:
+    """The names that a file assigns or defines and never reads: settings, or misspelled ones."""
+    nodes = [*ast.walk(ast.parse(source))]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    read = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+    local = {
+        id(inner)
+        for node in nodes
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda)
+        for inner in ast.walk(node)
+        if inner is not node
+    }
+    found = [node.id for node in names if isinstance(node.ctx, ast.Store) and id(node) not in local]
+    found += [node.name for node in nodes if isinstance(node, ast.FunctionDef) and id(node) not in local]
+    return [name for name in dict.fromkeys(found) if name not in read and not name.startswith("_")]
 
 
 def configuration_file(name: str) -> Path:

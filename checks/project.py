@@ -10,16 +10,17 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from checks import env_files
+from checks import env_files, variables
 from checks.caddyfile import Caddyfile
 from checks.dockerfile import Dockerfile, Stage, expand
 from checks.servers import Launch, Problem, Settings, Unreadable, Value, number, read_gunicorn, read_uvicorn
+from checks.variables import has_compose
 from serving import sizing
+from serving.settings import SettingError
 
 COMPOSE_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
 SUPERVISOR_FILES = ("deploy/process/supervisord.conf", "deploy/supervisord.conf", "supervisord.conf")
@@ -40,6 +41,8 @@ class Container:
     gunicorn: Settings | None = None
     # As a server of its own, or in Gunicorn's workers.
     uvicorn: Settings | None = None
+    # Whether a variable of .env says that there shall be no limit of CPUs; Compose leaves out a 0.
+    is_without_cpu_limit: bool = False
 
     @property
     def server(self) -> Settings | None:
@@ -194,7 +197,9 @@ class Project:
         self.broken: list[str] = []
         self.env_file = env_file or directory / ".env"
         self.compose_file = next((name for name in COMPOSE_FILES if (directory / name).exists()), "")
-        services = self.read_compose(["--env-file", str(env_file)] if env_file else [])
+        options = ["--env-file", str(env_file)] if env_file else []
+        services = self.read_compose(options)
+        self.variables = self.read_variables(options)
         self.dockerfile = self.read_dockerfile()
         self.containers = self.read_services(services) if services else self.read_images()
         # What a service adds to its image is not known while the Compose file is not.
@@ -221,6 +226,13 @@ class Project:
             self.broken.append(f"{self.compose_file}: must be what Compose accepts: {error}")
         return {}
 
+    def read_variables(self, options: list[str]) -> dict[str, str]:
+        """The variables of .env that checks/variables.py knows; read_compose reports what cannot be read."""
+        try:
+            return variables.read(self.directory, *options) if has_compose() else {}
+        except SettingError:
+            return {}
+
     def read_dockerfile(self) -> Dockerfile:
         """The Dockerfile of the directory; an empty one where there is none."""
         try:
@@ -236,7 +248,10 @@ class Project:
         for name, definition in services.items():
             build = definition.get("build") or builds.get(definition.get("image"))
             merged = definition | ({"build": build} if build else {})
-            containers.append(Container(name, self.compose_file, merged, self.stage(build or {})))
+            container = Container(name, self.compose_file, merged, self.stage(build or {}))
+            own = self.variables.get(f"{name.upper().replace('-', '_')}_CPUS") or self.variables.get("CPUS")
+            container.is_without_cpu_limit = number(own, 1) == 0
+            containers.append(container)
         return containers
 
     def read_images(self) -> list[Container]:
@@ -382,12 +397,3 @@ def measured_limits(container: Container) -> sizing.Limits:
     known = {field.name for field in fields(sizing.Limits)}
     changes |= {name: int(limits[name]) for name in ("memory", "pids") if name in limits and name in known}
     return replace(sizing.limits(), **changes)
-
-
-@cache
-def has_compose() -> bool:
-    """Whether a Docker client with Compose is here; an engine is not needed."""
-    try:
-        return not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode  # noqa: S607  from PATH
-    except OSError:
-        return False

@@ -52,6 +52,9 @@ class Settings(dict[str, Any]):
         super().__init__(defaults)
         self.server = server
         self.places: dict[str, str] = {}
+        # The configuration file, and the names in it that are neither settings nor used in it.
+        self.file = ""
+        self.unknown: list[str] = []
 
     def __missing__(self, name: str) -> None:
         # A rule that asks for a misspelled name would otherwise never find anything.
@@ -116,6 +119,7 @@ def read_gunicorn(launch: Launch) -> Settings:
     if "file_error" in found:
         raise Problem(f"{found['file']}: must be what Gunicorn can run: {found['file_error']}")
     settings = Settings("Gunicorn", found["values"])
+    settings.file, settings.unknown = found["file"], found["unknown"]
     places = {
         "WEB_CONCURRENCY": f"{launch.environment_place}: WEB_CONCURRENCY",
         "file": found["file"],

@@ -1,6 +1,8 @@
 """`make deploy` and `make rollback`: replace the running version without losing a request.
 
-    python3 deploy/rollout.py [VERSION | --rollback]
+    python3 deploy/rollout.py [--pull] [VERSION]
+    python3 deploy/rollout.py --rollback
+    python3 deploy/rollout.py --prune
 
 Run it in the directory of docker-compose.yml; it needs Docker Compose and Python 3.9 or newer. It
 replaces the services whose image this project builds, and no other; docs/deploy.md explains the steps:
@@ -29,10 +31,22 @@ from pathlib import Path
 from typing import Any
 
 ENV_FILE = Path(".env")
+# A line NAME=value or NAME: value; a value in quotes may have several lines.
+ASSIGNMENT = re.compile(
+    r"^\ufeff?[ \t]*(?:export[ \t]+)?(?P<name>[A-Za-z_][\w.-]*)[ \t]*[=:][ \t]*"
+    r"(?P<value>'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|[^\r\n]*)",
+    re.MULTILINE | re.DOTALL,
+)
+# What follows a value without quotes: blanks, and a comment.
+COMMENT = re.compile(r"[ \t]+(?:#.*)?$")
 # Holds requests while the services behind it are replaced, so it keeps running.
 EDGE = "edge"
 # Seconds that a candidate may take to become healthy, and that it must then stay healthy.
 HEALTHY_WITHIN, HEALTHY_FOR = 120, 5
+# The packages of Debian or Alpine, and what else a base image is for.
+LIST_INSTALLED = (
+    "exec 2>/dev/null; dpkg-query --show || apk info --verbose; python --version || caddy version"
+)
 STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 # Locked while this program, or a command that it started, runs.
 PROJECT_DIRECTORY = os.open(".", os.O_RDONLY)
@@ -80,45 +94,95 @@ def inspect(*containers: str) -> list[dict[str, Any]]:
     return found
 
 
-class Settings:
-    """VERSION and PREVIOUS_VERSION in .env; everything else in that file stays as it is."""
+class EnvFile:
+    """VERSION and PREVIOUS_VERSION in .env; everything else in that file stays as it is.
 
-    def __init__(self) -> None:
+    Compose reads the file in many forms (`NAME=value`, `NAME: value`, quotes, values of several lines).
+    check() compares what this class finds with what Compose finds: where they differ, nothing changes.
+    """
+
+    def read(self) -> str:
+        """The text of the file; "" if there is none."""
         content = ENV_FILE.read_bytes() if ENV_FILE.exists() else b""
-        self.text = content.decode("utf-8", "surrogateescape")
-
-    def line(self, name: str) -> re.Pattern[str]:
-        """Matches the variable's line up to its value, which is the second group."""
-        return re.compile(rf"(?m)^(\ufeff?[ \t]*(?:export[ \t]+)?{name}[ \t]*=[ \t]*[\"']?)([^\s\"'#]*)")
+        return content.decode("utf-8", "surrogateescape")
 
     def get(self, name: str) -> str:
         """The value of a variable; "" if it is not set."""
-        values = self.line(name).findall(self.text)
-        return values[-1][1] if values else ""
+        values = [found["value"] for found in ASSIGNMENT.finditer(self.read()) if found["name"] == name]
+        value = values[-1] if values else ""
+        return value[1:-1] if value[:1] in ("'", '"') else COMMENT.sub("", value)
 
-    def set(self, name: str, value: str) -> None:
-        """Replace the value; without one, add a line at the top, where the lines below can refer to it."""
-        self.text, count = self.line(name).subn(rf"\g<1>{value}", self.text)
-        if not count:
-            newline = "\r\n" if "\r\n" in self.text else "\n"
-            mark = "\ufeff" if self.text.startswith("\ufeff") else ""
-            self.text = f"{mark}{name}={value}{newline}{self.text[len(mark) :]}"
+    def changed(self, values: dict[str, str]) -> str:
+        """The text with these values; a variable without a line gets one at the top, for those below."""
+        text = self.read()
+        for name, value in values.items():
+            pieces, end = [], 0
+            for found in ASSIGNMENT.finditer(text):
+                if found["name"] == name:
+                    old = found["value"]
+                    quote = old[:1] if old[:1] in ("'", '"') else ""
+                    rest = quote or "".join(COMMENT.findall(old))
+                    pieces += [text[end : found.start("value")], quote, value, rest]
+                    end = found.end("value")
+            text = "".join([*pieces, text[end:]])
+            if not pieces:
+                newline = "\r\n" if "\r\n" in text else "\n"
+                mark = "\ufeff" if text.startswith("\ufeff") else ""
+                text = f"{mark}{name}={value}{newline}{text[len(mark) :]}"
+        return text
 
-    def save(self) -> None:
-        """Replace the file in one step, so that it is whole whenever this program or the machine stops."""
+    def draft(self, values: dict[str, str]) -> Path:
+        """A file next to .env with these values, for its place; on the disk, and for the same readers."""
         path = ENV_FILE.resolve()
         draft = path.with_name(".env.draft")
         before = path.stat() if path.exists() else None
-        # It may hold secrets: no one else can read it before it has the mode of the old one.
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            if before:
-                os.fchown(file.fileno(), before.st_uid, before.st_gid)
-                os.fchmod(file.fileno(), before.st_mode & 0o7777)
-            file.write(self.text.encode("utf-8", "surrogateescape"))
+        try:
+            # It may hold secrets: no one else can read it before it has the mode of the old one.
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                if before:
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
+                    os.fchmod(file.fileno(), before.st_mode & 0o7777)
+                file.write(self.changed(values).encode("utf-8", "surrogateescape"))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if draft.is_file():
+                draft.unlink()
+            sys.exit(f"{draft}: must be writable: {error.strerror}; nothing was replaced")
+        return draft
+
+    def check(self) -> None:
+        """Exit unless Compose finds the values that this class finds."""
+        self.compare({name: self.get(name) for name in ("VERSION", "PREVIOUS_VERSION")})
+
+    def check_change(self, values: dict[str, str]) -> None:
+        """Exit unless .env can be replaced, and Compose would find these values in the new one."""
+        draft = self.draft(values)
+        try:
+            self.compare(values, "--env-file", str(draft))
+        finally:
+            draft.unlink()
+
+    def compare(self, values: dict[str, str], *options: str) -> None:
+        """Exit unless Compose finds these values."""
+        references = {name: f"${{{name}-}}" for name in values}
+        project = {"services": {"values": {"image": "scratch", "environment": references}}}
+        with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
+            json.dump(project, file)
             file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
+            arguments = ("--file", file.name, "--project-directory", ".", "config", "--format", "json")
+            output = docker("compose", *options, *arguments).stdout
+        found = json.loads(output)["services"]["values"]["environment"]
+        for name, value in values.items():
+            if found[name] != value:
+                fix = f"must be one line {name}=... in .env, which this program can change"
+                sys.exit(f".env: {name}={value!r}, but Compose reads {found[name]!r}: {fix}")
+
+    def save(self, values: dict[str, str]) -> None:
+        """Replace the file in one step, so that it is whole whenever this program or the machine stops."""
+        draft = self.draft(values)
+        draft.replace(ENV_FILE.resolve())
+        directory = os.open(draft.parent, os.O_RDONLY)
         os.fsync(directory)
         os.close(directory)
 
@@ -194,15 +258,48 @@ class Deployment:
             if name in candidates or (never_started and self.service_of(container) in self.replaced):
                 docker("rm", "--force", "--volumes", name)
 
-    def build_or_pull(self, build: bool) -> None:
-        """Build the images from the sources that are here; pull images that are not here."""
+    def build_or_pull(self, build: bool, newest_base: bool) -> None:
+        """Build the images from the sources that are here; pull images that are not here.
+
+        `newest_base`: fetch the base images again and say what changes with them.
+        """
         services = [*self.one_shots, *self.replaced]
         buildable = {*services, EDGE} & set(self.definitions) if build else set()
         if sources := sorted(name for name in buildable if self.has_sources(name)):
-            docker("compose", "build", *sources)
+            docker("compose", "build", *(["--pull"] if newest_base else []), *sources)
+            if newest_base:
+                self.report_changes(sources)
         for image in sorted({self.definitions[name]["image"] for name in services}):
             if docker("image", "inspect", image, check=False).returncode:
                 docker("pull", image)
+
+    def report_changes(self, services: list[str]) -> None:
+        """Say what differs between the images that run and those that have been built."""
+        changes: dict[tuple[str, ...], list[str]] = {}
+        for service in services:
+            old = {line for container in self.replicas(service) for line in installed(container["Image"])}
+            new = set(installed(self.definitions[service]["image"]))
+            lines = tuple(f"  {'+' if line in new else '-'} {line}" for line in sorted(old ^ new))
+            changes.setdefault(lines, []).append(service)
+        for lines, names in changes.items():
+            what = "changed packages" if lines else "no changed packages"
+            print("\n".join([f"{', '.join(names)}: {what}", *lines]), flush=True)
+
+    def remove_images(self, keep: set[str]) -> None:
+        """Remove the images of this project that have other names than these, and those without a name."""
+        repositories = {image.rpartition(":")[0] for image in keep}
+        for repository in sorted(repositories):
+            names = ("--filter", f"reference={repository}", "--format", "{{.Repository}}:{{.Tag}}")
+            for image in sorted(set(docker("image", "ls", *names).stdout.split()) - keep):
+                removed = docker("image", "rm", image, check=False)
+                print(f"{image}: {removed.stderr or 'removed'}", flush=True)
+        label = f"label=com.docker.compose.project={self.name}"
+        print(docker("image", "prune", "--force", "--filter", label).stdout, flush=True)
+
+    def built_images(self) -> set[str]:
+        """The names of the images that this project builds, without those that a digest fixes."""
+        images = {service["image"] for service in self.definitions.values() if "build" in service}
+        return {image for image in images if "@" not in image}
 
     def has_sources(self, service: str) -> bool:
         """Whether the service's Dockerfile is on this machine."""
@@ -292,6 +389,12 @@ class Deployment:
             sys.exit(f"{result.stderr}\n{logs}\ndocker compose up has failed; make rollback leads back")
 
 
+def installed(image: str) -> list[str]:
+    """The packages of an image's distribution, and the version of Python or Caddy."""
+    options = ("--rm", "--network", "none", "--entrypoint", "sh")
+    return docker("run", *options, image, "-c", LIST_INSTALLED, check=False).stdout.splitlines()
+
+
 def is_healthy(container: dict[str, Any]) -> bool:
     """Whether a container runs, has not been restarted, and its health check, if any, succeeds."""
     health = container["State"].get("Health", {"Status": "healthy"})
@@ -342,18 +445,47 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("version", nargs="?", default=time.strftime("%Y%m%d-%H%M%S"))
+    parser.add_argument("--pull", action="store_true", help="build on the newest base images")
     parser.add_argument("--rollback", action="store_true", help="return to PREVIOUS_VERSION in .env")
+    parser.add_argument("--prune", action="store_true", help="remove the images of versions before that one")
     arguments = parser.parse_args()
-    lock_project()
-    exit_on_signals()
+    try:
+        lock_project()
+        exit_on_signals()
+        # The file decides; the version of the command line is an argument.
+        for name in ("VERSION", "PREVIOUS_VERSION"):
+            os.environ.pop(name, None)
+        if arguments.prune:
+            prune()
+        else:
+            deploy(arguments)
+    except OSError as error:
+        sys.exit(f"{error.filename or 'rollout.py'}: {error.strerror}")
 
-    settings = Settings()
-    current, previous = settings.get("VERSION") or "latest", settings.get("PREVIOUS_VERSION")
+
+def prune() -> None:
+    """Remove the images of all versions but the current one and the one before."""
+    env_file = EnvFile()
+    env_file.check()
+    current, previous = env_file.get("VERSION") or "latest", env_file.get("PREVIOUS_VERSION")
+    keep: set[str] = set()
+    for version in filter(None, (previous, current)):
+        project = Deployment(resolve_project(version))
+        keep |= project.built_images()
+    project.remove_images(keep)
+
+
+def deploy(arguments: argparse.Namespace) -> None:
+    """Replace the running version."""
+    env_file = EnvFile()
+    env_file.check()
+    current, previous = env_file.get("VERSION") or "latest", env_file.get("PREVIOUS_VERSION")
     if arguments.rollback and previous in ("", current):
         sys.exit("there is no previous version to return to: .env has no PREVIOUS_VERSION")
     version = previous if arguments.rollback else arguments.version
-    if not re.fullmatch(r"\w[\w.-]{0,127}", version):
-        sys.exit(f"VERSION={version!r}: must be an image tag: letters, digits, '_', '.' and '-'")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", version):
+        sys.exit(f"VERSION={version!r}: must be an image tag: ASCII letters, digits, '_', '.' and '-'")
+    env_file.check_change({"PREVIOUS_VERSION": current, "VERSION": version})
 
     running = Deployment(resolve_project(current))
     if not running.replaced:
@@ -368,7 +500,7 @@ def main() -> None:
         print(
             f"{version}: these images exist and are not built again; new code needs a new VERSION", flush=True
         )
-    new.build_or_pull(build=version not in (current, previous))
+    new.build_or_pull(build=version not in (current, previous), newest_base=arguments.pull)
     new.check_networks()
     new.report_left_alone()
     if not arguments.rollback:
@@ -379,10 +511,8 @@ def main() -> None:
     # From here on the replacement is completed, whatever signal arrives.
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: None)
-    if current_has_served and version != current:
-        settings.set("PREVIOUS_VERSION", current)
-    settings.set("VERSION", version)
-    settings.save()
+    served = {"PREVIOUS_VERSION": current} if current_has_served and version != current else {}
+    env_file.save({**served, "VERSION": version})
     new.replace()
     for service in new.replaced:
         print(f"{service}: {version}", flush=True)

@@ -51,7 +51,7 @@ def draining() -> bool:
 
 def drain_seconds() -> int:
     """DRAIN_SECONDS: how long a server goes on serving after SIGTERM, unready, before it stops."""
-    return settings.integer("DRAIN_SECONDS", 0, minimum=0, maximum=300)
+    return settings.drain_seconds()
 
 
 class Results:

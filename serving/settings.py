@@ -3,6 +3,9 @@
 An empty variable counts as unset, because Compose passes `NAME=` for a bare `NAME:`.
 """
 
+# For checks/variables.py, which the Python of the machine runs: 3.9 is enough.
+from __future__ import annotations
+
 import os
 import re
 import socket
@@ -57,14 +60,20 @@ def size(name: str, default: int) -> int:
         return default
     units = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
     found = re.fullmatch(r"([0-9]{1,12})(KiB|MiB|GiB|)", value)
-    if not found or not int(found[1]):
-        refuse(name, value, "a whole number of bytes, or of KiB, MiB or GiB, such as 1MiB")
-    return int(found[1]) * units[found[2]]
+    count = int(found[1]) * units[found[2]] if found else 0
+    if not 0 < count <= 2**40:
+        refuse(name, value, "a whole number of bytes, or of KiB, MiB or GiB, such as 1MiB; at most 1024GiB")
+    return count
 
 
 def request_timeout() -> int:
     """REQUEST_TIMEOUT: the seconds within which a response must begin."""
     return integer("REQUEST_TIMEOUT", 20, minimum=1, maximum=3600)
+
+
+def drain_seconds() -> int:
+    """DRAIN_SECONDS: how long a server goes on serving after SIGTERM, unready, before it stops."""
+    return integer("DRAIN_SECONDS", 0, minimum=0, maximum=300)
 
 
 def choice(name: str, options: Sequence[str], default: str) -> str:
@@ -84,6 +93,23 @@ def flag(name: str, default: bool = False) -> bool:
 def words(name: str, default: str) -> list[str]:
     """The comma-separated values of the variable, or of `default`."""
     return [word.strip() for word in text(name, default).split(",") if word.strip()]
+
+
+def origins(name: str, *, subdomains: bool = False) -> list[str]:
+    """The comma-separated origins of the variable as browsers send them; [] when unset.
+
+    In lower case, without a path and without the default port. With `subdomains`, a host may begin
+    with "*.". Raises SettingError for anything that is not an origin.
+    """
+    found = []
+    host = r"(?:\*\.)?[^/?#@*\s]+?" if subdomains else r"[^/?#@*\s]+?"
+    for word in words(name, ""):
+        parts = re.fullmatch(rf"(https?)://({host})(:[0-9]+)?/?", word.lower())
+        if not parts:
+            refuse(name, word, "origins such as https://app.example.com, separated by commas")
+        port = "" if parts[3] == {"http": ":80", "https": ":443"}[parts[1]] else parts[3] or ""
+        found.append(f"{parts[1]}://{parts[2]}{port}")
+    return found
 
 
 def secret(name: str) -> str:

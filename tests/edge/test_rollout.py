@@ -51,6 +51,18 @@ def test_a_new_version_and_the_way_back_lose_nothing(deployment: Deployment) -> 
     assert deployment.replicas() == before
 
 
+def test_make_up_keeps_the_deployed_version(deployment: Deployment) -> None:
+    """It builds nothing, although the sources have changed: the tag means what has been deployed."""
+    deployment.make("deploy", "VERSION=2.0")
+    running = {name: deployment.inspect(name, "{{.Id}} {{.Image}}") for name in deployment.urls}
+    for source in deployment.directory.glob("*_app/**/*.py"):
+        source.write_text(source.read_text() + "\nraise SystemExit('edited')\n")
+    output = deployment.make("up", "RUNTIME=docker")
+    after = {name: deployment.inspect(name, "{{.Id}} {{.Image}}") for name in deployment.urls}
+    assert after == running, output
+    assert "VERSION=2.0\n" in (deployment.directory / ".env").read_text()
+
+
 def test_a_request_longer_than_the_grace_has_an_answer(deployment: Deployment) -> None:
     """A gateway timeout of the edge's; the server ends in time, after the application's shutdown."""
     answers: dict[str, int] = {}

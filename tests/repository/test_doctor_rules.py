@@ -345,6 +345,33 @@ BROKEN = [
         "uvicorn.json: ws_max_sise=1: must be an option of Uvicorn; change it to ws_max_size",
     ),
     (
+        COMPOSE,
+        "  environment: &environment\n",
+        "  environment: &environment\n    UVICORN_TIMEOUT_KEEPALIVE: 5\n",
+        "docker-compose.yml: timeout_keepalive=5: must be an option of Uvicorn; change",
+    ),
+    (
+        GUNICORN,
+        "keepalive = 75\n",
+        "keepalive = 75\nmax_reqests_jitter = 5\n",
+        "gunicorn.conf.py: max_reqests_jitter: must be a setting of Gunicorn, which ignores it; "
+        "change it to max_requests_jitter",
+    ),
+    (
+        GUNICORN,
+        "keepalive = 75\n",
+        "keepalive = 75\ndef on_startin(server):\n    local = server\n",
+        "gunicorn.conf.py: on_startin: must be a setting of Gunicorn, which ignores it; "
+        "change it to on_starting",
+    ),
+    (
+        ".env",
+        "REQUEST_TIMEOUT=20",
+        "REQUEST_TIMEOUT=20\nCPUS=-1",
+        ".env: CPUS='-1': must be a number of CPUs such as 0.5 or 2, or 0 for no limit; change it to 1.0"
+        "|: CPUS: must not be here",
+    ),
+    (
         DOCKERFILE,
         '"python", "-m", "launcher"]',
         '"uvicorn", "x:app", "--timeout-keep-alive=75", "--timeout-graceful-shutdown", "9"]',

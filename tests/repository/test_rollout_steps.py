@@ -278,10 +278,73 @@ def test_an_interrupted_deployment_leaves_the_next_one_right(project: Project) -
     assert project.versions() == replicas("next")
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_candidate_starts_leaves_none(
+    project: Project, number: signal.Signals, tmp_path: Path
+) -> None:
+    """The engine completes what it was asked for; .env is whole, and nothing was replaced."""
+    before, environment = project.containers(), project.environment()
+    # Sends the signal to rollout.py before the candidate is made, by a process that nothing ends.
+    wrapper = tmp_path / "docker"
+    slowly = f"""setsid sh -c 'sleep 3; exec {shutil.which("docker")} "$@"' sh "$@" &"""
+    start = f"{slowly} kill -{number} $PPID; wait $!; exit $?"
+    wrapper.write_text(
+        f'#!/bin/sh\ncase "$*" in *" run --detach "*) {start};; esac\nexec {shutil.which("docker")} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    output = run(sys.executable, "rollout.py", "4", cwd=project.directory, env=environ, expect=1)
+    assert f"{number.name}: nothing was replaced" in output
+    # That process holds the lock until it ends.
+    with project.lock():
+        assert project.containers() == before, output
+    assert project.environment() == environment
+
+
+def test_old_images_go_and_the_way_back_stays(project: Project) -> None:
+    """Neither `docker image prune` nor --prune takes the image of the version before."""
+
+    def tags() -> set[str]:
+        names = ("--filter", f"reference={project.name}-app", "--format", "{{.Tag}}")
+        return set(run("docker", "image", "ls", *names).split())
+
+    for version in ("5", "6"):
+        project.deploy(version)
+    assert tags() > {"5", "6"}
+    # What runs is built again, so that the image of the running containers has no name of its own.
+    running = {name: identity for name, (identity, *_) in project.containers().items()}
+    project.behave("is built again")
+    run("docker", "compose", "build", "app", cwd=project.directory)
+    label = f"label=com.docker.compose.project={project.name}"
+    run("docker", "image", "prune", "--force", "--filter", label)
+    assert tags() > {"5", "6"}
+    assert f"{project.name}-app:latest: removed" in project.deploy("--prune")
+    assert tags() == {"5", "6"}
+    assert {name: identity for name, (identity, *_) in project.containers().items()} == running
+    project.deploy("--rollback")
+    assert project.versions() == replicas("5")
+    project.deploy("--rollback")
+    assert project.versions() == replicas("6")
+    assert project.compose("exec", "-T", "app", "cat", "/behaviour") == "serves"
+
+
+def test_a_file_that_cannot_be_replaced_is_named_before_anything_is_built(project: Project) -> None:
+    """Not after the migrations have run."""
+    before, environment = project.containers(), project.environment()
+    (project.directory / ".env.draft").mkdir()
+    try:
+        output = project.deploy("8", expect=1)
+    finally:
+        (project.directory / ".env.draft").rmdir()
+    assert re.fullmatch(r"\S+/\.env\.draft: must be writable: Is a directory; nothing was replaced\n", output)
+    assert (project.containers(), project.environment()) == (before, environment)
+
+
 def test_what_cannot_be_done_is_said_in_one_line(project: Project) -> None:
     """A wrong tag, a deployment that runs already, and a network that all services share."""
     before = project.containers()
-    assert "VERSION='a/b': must be an image tag" in project.deploy("a/b", expect=1)
+    for version in ("a/b", "x;id", "\u0967"):
+        assert f"VERSION={version!r}: must be an image tag" in project.deploy(version, expect=1)
     with project.lock():
         assert "another deployment of this project is running" in project.deploy("2", expect=1)
     project.file["networks"] = {"default": {"labels": {"changed": "yes"}}}

@@ -111,6 +111,7 @@ def test_a_database_url_is_refused_without_its_password(command: str, url: str, 
 @pytest.mark.parametrize(
     ("name", "value", "allowed", "others"),
     [
+        ("DJANGO_CSRF_TRUSTED_ORIGINS", "app.example.com", "origins such as https://app.example.com", {}),
         ("DJANGO_HTTPS", "maybe", "one of 1, true, yes, on, 0, false, no, off", {}),
         ("DJANGO_SECRET_KEY_FILE", "{}/missing", "a file that this user can read (No such", {}),
         ("DJANGO_SECRET_KEY_FILE", "{}", "a file that this user can read (Is a directory)", {}),

@@ -1,5 +1,6 @@
 """Django: what a stranger sends is one line at most, and the database is where it was told to be."""
 
+import os
 import re
 import shutil
 import socket
@@ -43,6 +44,29 @@ def test_a_suspicious_request_is_one_warning(
         assert "Traceback" not in said
         assert " ERROR " not in said
         assert all(f"[{answer.headers['x-request-id']}]" in line for line in said.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("trusted", "origin", "status"),
+    [
+        ("", "https://app.example.com", 403),
+        ("HTTPS://App.example.com:443/", "https://app.example.com", 302),
+        ("https://*.example.com", "https://app.example.com", 302),
+        ("https://app.example.com", "https://evil.example.com", 403),
+        ("https://app.example.com", "http://app.example.com", 403),
+    ],
+)
+def test_a_form_of_a_page_under_another_name(trusted: str, origin: str, status: int, tmp_path: Path) -> None:
+    """Behind a proxy that rewrites Host, the origin of a page is not the host that Django sees."""
+    environ = {"DATA_DIR": str(tmp_path), "DJANGO_CSRF_TRUSTED_ORIGINS": trusted}
+    run(sys.executable, "-m", "wsgi_app.django_site", "migrate", env=os.environ | environ)
+    token = "x" * 32
+    form = {"author": "A", "message": "B", "csrfmiddlewaretoken": token}
+    with Server(*COMMAND, **environ).wait() as server:
+        for headers, expected in (({"Origin": origin}, status), ({}, 302)):
+            headers |= {"Cookie": f"csrftoken={token}"}
+            answer = httpx2.post(server.url, data=form, headers=headers, trust_env=False)
+            assert answer.status_code == expected
 
 
 def test_sqlite_lies_in_the_data_directory_whatever_its_name(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import tomllib
 
 from dotenv import dotenv_values
 
+from checks.dockerfile import Dockerfile
+from deploy import base_images
 from deploy.process.servers import SERVICES, TARGETS
 from tests.support.commands import ROOT
 from tests.support.files import long_running
@@ -37,6 +39,17 @@ def test_process_mode_runs_what_the_images_run() -> None:
     assert commands == TARGETS
 
 
+def test_update_tools_find_every_base_image() -> None:
+    """Each is a FROM line with a minor version: `make pin` and Dependabot read these, and no arguments."""
+    text = (ROOT / "Dockerfile").read_text()
+    found = [match["image"] for match in base_images.FROM.finditer(text)]
+    # An argument leads to one of them unless .env has another image.
+    assert sorted(found) == sorted(Dockerfile(text).bases)
+    assert all(re.search(r":\d+\.\d+(-|$)", image) for image in found)
+    folders = re.findall(r"package-ecosystem: (\S+)", (ROOT / ".github/dependabot.yml").read_text())
+    assert folders == ["docker", "docker-compose", "pip", "github-actions"]
+
+
 def test_env_example_shows_the_defaults_that_compose_has() -> None:
     """Every ${VARIABLE:-default} of docker-compose.yml is in .env.example with the same default."""
     # Without those whose default is another variable.
@@ -48,7 +61,7 @@ def test_env_example_shows_the_defaults_that_compose_has() -> None:
 
 def test_the_examples_list_every_variable_that_is_read() -> None:
     """Each variable of the code and of docker-compose.yml is listed, and no other."""
-    reads = r'(?:settings|os)\.(?:text|integer|choice|flag|words|size|environ\.get)\(\s*"(\w+)"'
+    reads = r'(?:settings|os)\.(?:text|integer|choice|flag|words|size|origins|environ\.get)\(\s*"(\w+)"'
     # What the images contain.
     copies = re.findall(r"^COPY ([^-].*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     names = {name for words in copies for name in words.split()}

@@ -47,3 +47,38 @@ def test_a_flag_has_a_default(text: str, default: bool, value: bool, monkeypatch
     """Unset and empty are the same."""
     monkeypatch.setenv("PRELOAD", text)
     assert settings.flag("PRELOAD", default=default) is value
+
+
+@pytest.mark.parametrize(
+    ("value", "origin"),
+    [
+        ("https://app.example.com", "https://app.example.com"),
+        ("https://app.example.com/", "https://app.example.com"),
+        ("HTTPS://App.Example.com", "https://app.example.com"),
+        ("https://app.example.com:443", "https://app.example.com"),
+        ("http://app.example.com:80/", "http://app.example.com"),
+        ("http://app.example.com:443", "http://app.example.com:443"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+    ],
+)
+def test_an_origin_is_normalized(value: str, origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To what a browser sends."""
+    monkeypatch.setenv("ORIGINS", f"{value}, https://other.example.com")
+    assert settings.origins("ORIGINS") == [origin, "https://other.example.com"]
+
+
+def test_an_origin_with_subdomains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where the caller can compare them."""
+    monkeypatch.setenv("ORIGINS", "https://*.Example.com/")
+    assert settings.origins("ORIGINS", subdomains=True) == ["https://*.example.com"]
+    with pytest.raises(settings.SettingError, match="must be origins such as"):
+        settings.origins("ORIGINS")
+
+
+@pytest.mark.parametrize("value", ["https://a.*.b", "https://*", "https://*a.b", "*.a.b"])
+def test_a_wrong_origin_with_subdomains(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A star stands for whole labels at the beginning."""
+    monkeypatch.setenv("ORIGINS", value)
+    with pytest.raises(settings.SettingError, match="must be origins such as"):
+        settings.origins("ORIGINS", subdomains=True)

@@ -85,6 +85,9 @@ ALLOWED_HOSTS = [
     f".{settings.text('DOMAIN', 'localhost')}",
     *settings.text("DJANGO_HOST").split(),
 ]
+# Origins whose pages may send forms although the host differs: behind a proxy that rewrites Host, it
+# is the proxy's. A host may begin with "*.".
+CSRF_TRUSTED_ORIGINS = settings.origins("DJANGO_CSRF_TRUSTED_ORIGINS", subdomains=True)
 
 # On, there is no plain port any more: it would redirect, and a Secure cookie never come back.
 # Off, what comes over TLS gets Secure cookies all the same (see MIDDLEWARE), and the proxy redirects.
