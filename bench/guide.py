@@ -1,7 +1,7 @@
-"""Fill the marked regions of docs/choosing.md and README.md from the checked-in results.
+"""Fill the marked regions of the pages from the checked-in results.
 
 A region begins with `<!-- bench: NAME -->` and ends with `<!-- /bench -->`, each on its own line.
-Everything outside the regions is written by hand. `make bench` ends with this module.
+Everything outside the regions is written by hand. `make bench` and `make bench-edge` end with this module.
 """
 
 import json
@@ -13,7 +13,7 @@ from bench.modes import ROOT
 
 RESULTS = ROOT / "bench/results"
 GUIDE = ROOT / "docs/choosing.md"
-PAGES = (GUIDE, ROOT / "README.md")
+PAGES = (GUIDE, ROOT / "README.md", ROOT / "docs/limits.md")
 REGION = re.compile(r"(<!-- bench: ([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 CONTENT: dict[str, Callable[[report.Results], str]] = {
     "machine": report.machine,
@@ -23,7 +23,14 @@ CONTENT: dict[str, Callable[[report.Results], str]] = {
     "memory": report.memory_table,
     "losses": report.losses_table,
     "ratios": report.sentence,
+    "edge": report.edge_table,
 }
+
+
+def results() -> report.Results:
+    """The checked-in results; those of `make bench-edge` are under "edge"."""
+    found: report.Results = json.loads((RESULTS / "results.json").read_text())
+    return found | {"edge": json.loads((RESULTS / "edge.json").read_text())}
 
 
 def filled(page: str, results: report.Results) -> str:
@@ -38,11 +45,11 @@ def filled(page: str, results: report.Results) -> str:
 
 def main() -> None:
     """Write the pictures, and the regions of every page."""
-    results = json.loads((RESULTS / "results.json").read_text())
-    for name, picture in report.pictures(results).items():
+    found = results()
+    for name, picture in report.pictures(found).items():
         (RESULTS / name).write_text(picture)
     for page in PAGES:
-        page.write_text(filled(page.read_text(), results))
+        page.write_text(filled(page.read_text(), found))
         print(f"written: {page}")
 
 

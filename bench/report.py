@@ -124,6 +124,25 @@ def losses_table(results: Results) -> str:
     return _table(("lost", *EVENTS), rows)
 
 
+def edge_table(results: Results) -> str:
+    """Each way to a service: its figures, and CPU time and throughput relative to the short Caddyfile."""
+    rows = []
+    for service, ways in results["edge"]["services"].items():
+        for way, it in ways.items():
+            rate, ratio = _range(it["rate"], 0), _range(it["rate_ratio"], 2)
+            cpu = [_range(it[name], digits) for name, digits in (("cpu", 0), ("cpu_ratio", 2))]
+            cpu = cpu if it["cpu"]["max"] else ["", ""]
+            rows.append([f"{service}, {way}", rate, ratio, *cpu, str(it["errors"])])
+    titles = ("way", "requests/s", "relative", "CPU µs per request", "relative", "errors")
+    return _table(titles, rows)
+
+
+def _range(figures: Mapping[str, float], digits: int) -> str:
+    """A median, and the smallest and the largest value."""
+    median, low, high = (f"{figures[name]:.{digits}f}" for name in ("median", "min", "max"))
+    return f"{median} ({low} to {high})"
+
+
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns but the first are figures."""
     lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *rows]

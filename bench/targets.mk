@@ -1,10 +1,13 @@
 ##@ This repository alone
-.PHONY: chaos bench render lint-repository
+.PHONY: chaos bench bench-edge render lint-repository
 chaos: .venv/test ## Break everything under load, twelve minutes, and write docs/reliability.md
 	CHAOS=1 .venv/bin/pytest --verbose tests/repository/test_faults.py
 
 bench: .venv/test ## Measure every server mode and write docs/choosing.md, 15 minutes; QUICK=1: 2 minutes
 	.venv/bin/python -m bench $(if $(QUICK),--quick)
+
+bench-edge: .venv/test ## Measure what the edge costs, 6 minutes; needs Docker on Linux; QUICK=1: 1 minute
+	.venv/bin/python -m bench.edge $(if $(QUICK),--quick)
 
 render: .venv/test ## Show what a project would lose: make render STACKS=flask,fastapi
 	.venv/bin/python -m bench.render $(STACKS)

@@ -50,7 +50,7 @@ PLACES = {
     "errors": ("wsgi_app/django_site/settings.py", "DEBUG = "),
     "WebSocket": ("uvicorn.json", '"ws_max_size"'),
     "server's name": ("deploy/edge/Caddyfile", "-Server"),
-    "security headers": ("deploy/edge/Caddyfile", "header ?X-Content-Type-Options"),
+    "security headers": ("deploy/edge/Caddyfile", "header ?X-Frame-Options"),
     "forged headers": ("docker-compose.yml", "FORWARDED_ALLOW_IPS: "),
     "HTTP/2": ("deploy/edge/Caddyfile", "https_port"),
 }

@@ -192,6 +192,13 @@ def test_the_access_log_is_json_with_the_applications_request_id(browser: Browse
     assert identity in browser.stack.log(ANY)
 
 
+def test_a_request_is_encoded_for_one_log(containers: Containers) -> None:
+    """Caddy encodes it for each log that is defined, and again for a reverse proxy that may write to it."""
+    adapted = json.loads(containers.exec("edge", "caddy", "adapt", "--config", "/etc/caddy/Caddyfile"))
+    assert adapted["logging"]["logs"].keys() == {"default"}
+    assert adapted["logging"]["logs"]["default"]["exclude"] == ["http.handlers.reverse_proxy"]
+
+
 def test_our_edge_keeps_every_promise_over_tls(containers: Containers, tmp_path: Path) -> None:
     """HTTP/2, forged headers and the WebSocket included; nothing is spared but what a service has not."""
     root = tmp_path / "root.crt"

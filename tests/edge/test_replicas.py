@@ -18,7 +18,8 @@ from tests.support.processes import JSON
 # A service that keeps no data, and speaks JSON.
 SERVICE = next(iter(JSON), "")
 pytestmark = pytest.mark.skipif(not SERVICE, reason="no service that keeps no data")
-# A replica that is always ready. It reads a request whole, prints it, and hangs up, or says what arrived.
+# A replica that is always ready. It reads a request whole, prints it, and hangs up, or says what arrived,
+# or only the beginning of that.
 REPLICA = """
 import http.server, json, sys
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -29,6 +30,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if sys.argv[1] == "hangs up":
                 return
         self.send_response(200)
+        if sys.argv[1] == "breaks off":
+            self.send_header("content-length", "100000")
         self.end_headers()
         self.wfile.write(json.dumps([*self.headers.items()]).encode())
     do_POST = do_PUT = do_GET
@@ -153,6 +156,31 @@ def test_a_received_request_is_not_sent_to_another_replica(fleet: Containers, me
         assert sorted(lost) == sorted(received())
         served = fleet.log(SERVICE)
         assert [path for path in lost if f'"{method} {path}"' in served] == []
+    finally:
+        run("docker", "rm", "--force", name)
+
+
+def test_a_response_that_breaks_off_leaves_no_secret_in_the_log(containers: Containers) -> None:
+    """The edge's only line about it has its id and the duration 0, no header and no value of the query."""
+    name = replica(containers, 4)
+    query, headers = {"token": "of-the-query"}, {"x-api-key": "of-the-headers"}
+
+    def is_cut_off() -> bool:
+        try:
+            httpx2.get(containers.urls[SERVICE] + "/cut", params=query, headers=headers, trust_env=False)
+        except httpx2.RemoteProtocolError:
+            return True
+        return False
+
+    def lines(words: str) -> list[str]:
+        return [line for line in containers.log("edge").splitlines() if "/cut?" in line and words in line]
+
+    containers.neighbour(name, "python", "-c", REPLICA, "breaks off")
+    try:
+        poll(is_cut_off, 60)
+        cut_off = poll(lambda: lines('"status":200'))
+        assert [line for line in cut_off if not re.search('"duration":0,.*"request_id":"', line)] == []
+        assert lines("of-the-") == []
     finally:
         run("docker", "rm", "--force", name)
 

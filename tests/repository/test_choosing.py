@@ -1,6 +1,5 @@
 """docs/choosing.md, the pictures and the README show the checked-in results, for the modes as they are."""
 
-import json
 import re
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from bench import guide, report
 from bench.modes import MODES, ROOT, Mode
 
-RESULTS = json.loads((guide.RESULTS / "results.json").read_text())
+RESULTS = guide.results()
 GUIDE = guide.GUIDE.read_text()
 
 

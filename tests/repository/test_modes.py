@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from bench import report
+from bench import edge, report
 from bench.modes import MODES, SECONDS_TO_STOP, Mode
 from tests.support.commands import lacking, poll, run
 
@@ -102,3 +102,13 @@ def test_the_benchmark_measures_and_draws() -> None:
     assert results["losses"]["flask gthread"]["recycling"]["lost"] == 0
     assert report.pictures(results) == {path.name: path.read_text() for path in directory.glob("*.svg")}
     shutil.rmtree(directory)
+
+
+def test_the_edge_is_measured(engine: None) -> None:
+    """`make bench-edge`: every way to every service answers without an error."""
+    if not shutil.which("wrk"):
+        lacking("no wrk on this machine")
+    output = run(sys.executable, "-m", "bench.edge", "--quick")
+    for service in edge.PORTS:
+        for way in edge.WAYS:
+            assert re.search(rf"^\| {service}, {way} \| .* \| 0 \|$", output, re.MULTILINE), output
