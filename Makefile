@@ -81,7 +81,7 @@ lint: .venv/test ## Run the linters and the type checker
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	.venv/bin/zizmor --offline --strict-collection --quiet --persona pedantic .github
-	.venv/bin/compose-lint --quiet --fail-on low docker-compose.yml
+	.venv/bin/compose-lint --no-env --quiet --fail-on low docker-compose.yml
 	$(if $(filter docker,$(RUNTIME)),docker build --check .)
 
 ##@ Maintain

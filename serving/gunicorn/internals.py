@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import gunicorn
@@ -21,6 +22,8 @@ from serving import health, logs, peers, settings
 
 # The signals with which the arbiter stops a worker.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
+# What an SQLite database begins with.
+SQLITE = b"SQLite format 3\0"
 
 # True while Gunicorn itself answers a request that failed, and writes its access line.
 answering_error: ContextVar[bool] = ContextVar("answering_error", default=False)
@@ -85,8 +88,8 @@ def refuse_shared_connections(name: str = "PRELOAD") -> None:
     """Raise SettingError when this process has a connection that the workers would share."""
     for peer in connections():
         raise settings.SettingError(
-            f"{name}='on': must be off, because the application connects to {peer} when it is imported "
-            "and all workers would share that connection; connect later, or set PRELOAD=off"
+            f"{name}='on': must be off, because the application connects to {peer} when it is imported and "
+            "all workers would share that connection; connect later, or set PRELOAD=off (in .env.SERVICE)"
         )
 
 
@@ -94,13 +97,17 @@ def connections() -> list[str]:
     """The peers of this process's connections; none where the system does not list open files.
 
     Without sockets that a supervisor handed over as standard streams, datagrams (a log), and pairs
-    of sockets that lead to this process itself, which have no name.
+    of sockets that lead to this process itself, which have no name. With SQLite databases, which a
+    forked process must not use either (https://www.sqlite.org/howtocorrupt.html, section 2.6).
     """
     peers_found = []
     descriptors = os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else []  # noqa: PTH112, PTH208
     for descriptor in map(int, descriptors):
         with suppress(OSError):  # the listing's own file; a socket that is not connected
-            if descriptor > 2 and stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISREG(mode) and os.pread(descriptor, len(SQLITE), 0) == SQLITE:
+                peers_found.append(file_name(descriptor))
+            if descriptor > 2 and stat.S_ISSOCK(mode):
                 with socket.socket(fileno=os.dup(descriptor)) as connection:
                     peer = connection.getpeername()
                     if peer and connection.type == socket.SOCK_STREAM:
@@ -113,6 +120,14 @@ def address(peer: Any) -> str:
     if isinstance(peer, tuple):
         return f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
     return peer.decode(errors="replace") if isinstance(peer, bytes) else str(peer)
+
+
+def file_name(descriptor: int) -> str:
+    """The path of an open file, on Linux."""
+    try:
+        return str(Path(f"/proc/self/fd/{descriptor}").readlink())
+    except OSError:
+        return "an SQLite database"
 
 
 class IdentifiedSocket:

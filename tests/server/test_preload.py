@@ -10,7 +10,7 @@ import pytest
 from tests.support.servers import Server
 
 APP = """
-import os, socket
+import os, socket, sqlite3
 
 kind, address = os.environ["DATABASE"].split("=")
 if kind == "unix":
@@ -23,6 +23,11 @@ elif kind == "udp":
     database.connect(("127.0.0.1", int(address)))
 elif kind == "pair":
     database = socket.socketpair()
+elif kind in ("sqlite", "closed"):
+    database = sqlite3.connect(address)
+    database.execute("CREATE TABLE IF NOT EXISTS visit (day TEXT)")
+    if kind == "closed":
+        database.close()
 listening = socket.create_server(("127.0.0.1", 0))
 
 def app(environ, start_response):
@@ -58,7 +63,15 @@ def test_a_shared_connection_is_refused(folder: Path, database: int) -> None:
     """One line names the peer and the way out, and no worker was forked."""
     line = refused(folder, f"tcp={database}")
     assert f"the application connects to 127.0.0.1:{database} when it is imported" in line
-    assert "PRELOAD=off" in line
+    assert "PRELOAD=off (in .env.SERVICE)" in line
+
+
+def test_a_shared_sqlite_database_is_refused(folder: Path) -> None:
+    """As `db.create_all()` leaves one in the pool of SQLAlchemy; a closed one is no reason."""
+    path = folder / "site.db"
+    assert f"connects to {path} when" in refused(folder, f"sqlite={path}")
+    with Server("serving.gunicorn", "app:app", PYTHONPATH=str(folder), DATABASE=f"closed={path}") as server:
+        server.wait("/")
 
 
 def test_a_shared_connection_to_a_unix_socket_is_refused(folder: Path) -> None:
