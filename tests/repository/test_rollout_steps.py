@@ -341,7 +341,7 @@ def test_a_file_that_cannot_be_replaced_is_named_before_anything_is_built(projec
 
 
 def test_what_cannot_be_done_is_said_in_one_line(project: Project) -> None:
-    """A wrong tag, a deployment that runs already, and a network that all services share."""
+    """A wrong tag, a deployment that runs already, a changed network, and one without the edge."""
     before = project.containers()
     for version in ("a/b", "x;id", "\u0967"):
         assert f"VERSION={version!r}: must be an image tag" in project.deploy(version, expect=1)
@@ -351,7 +351,12 @@ def test_what_cannot_be_done_is_said_in_one_line(project: Project) -> None:
     project.write()
     try:
         assert "the definition of this network has changed" in project.deploy("2", expect=1)
+        project.file["networks"] = {"own": {}}
+        project.file["services"]["app"] |= {"networks": ["own"]}
+        project.write()
+        assert "app: the running edge is in none of its networks" in project.deploy("2", expect=1)
     finally:
         del project.file["networks"]
+        project.file["services"]["app"].pop("networks", None)
         project.write()
     assert project.containers() == before
