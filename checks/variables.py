@@ -170,6 +170,8 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "PIDS": (whole_number(64, 4_194_304), "1024"),
     "NOFILE": (files, "16384"),
     "EDGE_NOFILE": (files, "6144"),
+    "EDGE_CPUS": (cpus, "1.0"),
+    "EDGE_MEMORY": (memory, "512m"),
     "DJANGO_CPUS": (cpus, "1.0"),
     "DJANGO_MEMORY": (memory, "512m"),
     "FLASK_CPUS": (cpus, "1.0"),
