@@ -129,6 +129,7 @@ class Deployment:
     def __init__(self, project: dict[str, Any]) -> None:
         self.name: str = project["name"]
         self.definitions: dict[str, dict[str, Any]] = project["services"]
+        self.networks = {key: network["name"] for key, network in project.get("networks", {}).items()}
         label = f"label=com.docker.compose.project={self.name}"
         self.containers = inspect(*docker("ps", "--all", "--quiet", "--filter", label).stdout.split())
         built = {
@@ -212,7 +213,15 @@ class Deployment:
         )
 
     def check_networks(self) -> None:
-        """Exit if Compose would have to remove a network that other services use."""
+        """Exit if the edge would not find a service, or if Compose would remove a network in use."""
+        attached = {name for edge in self.replicas(EDGE) for name in edge["NetworkSettings"]["Networks"]}
+        for service in self.replaced:
+            networks = {self.networks[key] for key in self.definitions[service].get("networks") or {}}
+            if attached and networks and not attached & networks:
+                sys.exit(
+                    f"{service}: the running edge is in none of its networks. Nothing was replaced; run "
+                    "`docker compose up --detach --wait` for this change"
+                )
         preview = compose(
             "--dry-run", "up", "--detach", "--no-build", "--no-deps", *self.replaced, check=False
         )

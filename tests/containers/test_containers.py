@@ -70,6 +70,8 @@ def test_limits_reach_the_engine(containers: Containers) -> None:
         actual = {name: host[name] for name in ("NanoCpus", "Memory", "PidsLimit", "ReadonlyRootfs")}
         expected = {"NanoCpus": float(limits["cpus"]) * 1e9, "Memory": int(limits["memory"])}
         assert actual == expected | {"PidsLimit": limits["pids"], "ReadonlyRootfs": True}, service
+        # Memory and swap together; -1 where the kernel does not count swap.
+        assert host["MemorySwap"] in (host["Memory"], -1), service
         assert all(value > 0 for value in actual.values()), f"{service}: 0 is no limit: {actual}"
         assert re.fullmatch(r"[1-9]\d*m", host["LogConfig"]["Config"]["max-size"]), service
         assert int(host["LogConfig"]["Config"]["max-file"]) > 1, service

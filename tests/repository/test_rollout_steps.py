@@ -279,7 +279,7 @@ def test_an_interrupted_deployment_leaves_the_next_one_right(project: Project) -
 
 
 def test_what_cannot_be_done_is_said_in_one_line(project: Project) -> None:
-    """A wrong tag, a deployment that runs already, and a network that all services share."""
+    """A wrong tag, a deployment that runs already, a changed network, and one without the edge."""
     before = project.containers()
     assert "VERSION='a/b': must be an image tag" in project.deploy("a/b", expect=1)
     with project.lock():
@@ -288,7 +288,12 @@ def test_what_cannot_be_done_is_said_in_one_line(project: Project) -> None:
     project.write()
     try:
         assert "the definition of this network has changed" in project.deploy("2", expect=1)
+        project.file["networks"] = {"own": {}}
+        project.file["services"]["app"] |= {"networks": ["own"]}
+        project.write()
+        assert "app: the running edge is in none of its networks" in project.deploy("2", expect=1)
     finally:
         del project.file["networks"]
+        project.file["services"]["app"].pop("networks", None)
         project.write()
     assert project.containers() == before

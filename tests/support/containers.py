@@ -78,6 +78,11 @@ print(json.dumps(refused))
 """
 
 
+def subnet() -> str:
+    """One of 786,432 private networks, at random."""
+    return f"10.{64 + secrets.randbelow(192)}.{secrets.randbelow(256)}.{16 * secrets.randbelow(16)}/28"
+
+
 class Containers:
     """The Compose project under a name, ports and volumes of its own."""
 
@@ -93,7 +98,13 @@ class Containers:
         variables = run("docker", "compose", *self.files, "config", "--variables").split()
         self.ports = {name: str(free_port()) for name in variables if name.endswith("_PORT")}
         self.environ |= self.ports
-        self.services = self.config()["services"]
+        config = self.config()
+        self.services = config["services"]
+        # The engine has addresses for about thirty networks. Each of these takes sixteen of others.
+        self.networks = Path(os.environ["PYTEST_LOGS"], f"{self.project}.json")
+        networks = {name: {"ipam": {"config": [{"subnet": subnet()}]}} for name in config["networks"]}
+        self.networks.write_text(json.dumps({"networks": networks}))
+        self.files += ["--file", str(self.networks)]
         self.urls = addresses(self.services, self.ports)
         self._direct: dict[str, str] = {}
         self.neighbours: list[str] = []
@@ -142,12 +153,12 @@ class Containers:
         return self._direct[service]
 
     def neighbour(self, name: str, *command: str, options: Iterable[str] = ()) -> None:
-        """Run a container of this name in the services' network until `down`."""
+        """Run a container of this name in the networks of the edge until `down`."""
         self.neighbours.append(name)
-        network = ("--network", f"{self.project}_default")
+        networks = [f"--network={self.project}_{name}" for name in self.services["edge"]["networks"]]
         dockerfile = (ROOT / "Dockerfile").read_text()
         image = re.search(r"^FROM (\S+) AS python-default", dockerfile, re.MULTILINE)[1]
-        run("docker", "run", "--detach", "--name", name, *network, *options, image, *command)
+        run("docker", "run", "--detach", "--name", name, *networks, *options, image, *command)
 
     def container(self, service: str) -> str:
         """The id of the service's (first) container, also of a stopped one."""

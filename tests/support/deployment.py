@@ -86,10 +86,12 @@ class Deployment(Containers):
             str(directory / "docker-compose.yml"),
             "--file",
             str(directory / "witness.yml"),
+            "--file",
+            str(self.networks),
         ]
         self.environ |= {
             "COMPOSE_PROJECT_NAME": self.project,
-            "COMPOSE_FILE": "docker-compose.yml:witness.yml",
+            "COMPOSE_FILE": f"docker-compose.yml:witness.yml:{self.networks}",
         }
         self.environ.pop("MAKEFLAGS", None)
 
