@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -104,11 +105,62 @@ def test_a_slow_body_reaches_the_application_when_it_is_complete(
         poll(lambda count=before: containers.log(service).count('"PUT /slow"') == count + 1)
 
 
+@pytest.mark.parametrize("service", PAGES)
+def test_bodies_without_an_end_occupy_no_worker(containers: Containers, service: str) -> None:
+    """More of them than a service has threads: as long as a body may be, but the last chunk is missing."""
+    host, port = containers.urls[service].removeprefix("http://").split(":")
+    head = f"POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    request = f"{head}{MEBIBYTE:x}\r\n{'1' * MEBIBYTE}\r\n".encode()
+    with ExitStack() as clients:
+        for _ in range(16):
+            client = clients.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            client.sendall(request)
+        time.sleep(3)
+        assert httpx2.get(containers.urls[service], trust_env=False, timeout=10).status_code == 200
+
+
 def test_the_edge_answers_for_itself(containers: Containers) -> None:
     """A load balancer asks by address, without a Host header and over HTTP/1.0, too."""
     url = f"http://127.0.0.1:{containers.ports['EDGE_HTTP_PORT']}"
     assert raw(url, b"GET /livez HTTP/1.0\r\n\r\n").split()[1] == b"200"
     assert httpx2.get(url + "/livez", trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        ("GET / HTTP/1.1\r\n", b"400"),
+        ("GET / HTTP/2.0\r\nHost: localhost\r\n", b"505"),
+        ("GET / HTTP/1.1\r\nHost: localhost\r\nExpect: nothing\r\n", b"417"),
+        ("POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n", b"501"),
+    ],
+)
+def test_go_answers_a_malformed_request(containers: Containers, lines: str, status: bytes) -> None:
+    """In its own words: plain text, without our headers and without a line in the log (docs/limits.md)."""
+    head, _, body = raw(containers.urls[ANY], f"{lines}\r\n".encode()).partition(b"\r\n\r\n")
+    assert head.split()[1] == status
+    assert b"Connection: close" in head
+    assert b"x-request-id" not in head.lower()
+    assert len(body) < 100
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "expected"),
+    [
+        (f"{ANY}.localhost", "--http1.0 --no-alpn", "200 1"),
+        # ALPN offers http/1.0 alone, which Go does not speak over TLS.
+        (f"{ANY}.localhost", "--http1.0", "000 0"),
+        # Clients send no name for an address.
+        ("127.0.0.1", "", "000 0"),
+    ],
+)
+def test_tls_needs_a_name_and_http_1_1(browser: Browser, host: str, options: str, expected: str) -> None:
+    """Otherwise the handshake fails without a response (docs/limits.md)."""
+    resolve = ("--resolve", f"{host}:{browser.port}:127.0.0.1", "--output", "/dev/null")
+    command = ("curl", "--silent", "--insecure", *options.split(), *resolve)
+    url = f"https://{host}:{browser.port}/"
+    code = 0 if expected.startswith("200") else 35
+    assert run(*command, "--write-out", "%{http_code} %{http_version}", url, expect=code) == expected
 
 
 @pytest.mark.parametrize("service", PAGES)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from tests.support.browser import Browser
 
@@ -27,6 +27,23 @@ def test_a_websocket_passes(browser: Browser) -> None:
     with pytest.raises(InvalidStatus) as refused:
         echo_within_10s("https://fastapi.localhost.evil.example")
     assert refused.value.response.status_code == 403
+
+
+def test_a_message_that_is_too_long_closes_the_websocket(browser: Browser) -> None:
+    """A message of 1 MiB comes back. A byte more: code 1009, or none if the client was still sending."""
+    name = f"fastapi.localhost:{browser.port}"
+    at = {"host": "127.0.0.1", "port": browser.port, "proxy": None, "max_size": None}
+
+    async def echo(size: int) -> int:
+        async with connect(f"wss://{name}/ws", ssl=browser.context, **at) as client:
+            await client.send(b"x" * size)
+            return len(await asyncio.wait_for(client.recv(), 10))
+
+    assert asyncio.run(echo(2**20)) == 2**20
+    for _ in range(5):
+        with pytest.raises(ConnectionClosedError) as closed:
+            asyncio.run(echo(2**20 + 1))
+        assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
 
 
 def test_events_are_neither_buffered_nor_cut_off(browser: Browser) -> None:

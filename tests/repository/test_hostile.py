@@ -138,6 +138,47 @@ def test_slow_clients_do_not_delay_others(impatient: Containers, kind: str, seco
     assert {name: time for name, time in loaded.items() if time > max(3 * quiet[name], 0.5)} == {}
 
 
+def test_a_body_without_an_end_is_closed(impatient: Containers) -> None:
+    """A client that sends a byte a second gets no answer, and its connection ends."""
+    head = f"POST / HTTP/1.1\r\n{HOST}"
+    framings = {"Content-Length: 1000\r\n\r\n": b"x", "Transfer-Encoding: chunked\r\n\r\n": b"1\r\nx\r\n"}
+
+    def seconds(address: tuple[str, int], framing: str, piece: bytes) -> float:
+        started = time.monotonic()
+        with socket.create_connection(address, timeout=1) as client, suppress(ConnectionError):
+            client.sendall((head + framing).encode())
+            while time.monotonic() - started < 60:
+                client.sendall(piece)
+                with suppress(TimeoutError):
+                    assert client.recv(65536) == b""
+                    break
+        return time.monotonic() - started
+
+    urls = [url.removeprefix("http://").split(":") for url in impatient.urls.values()]
+    with ThreadPoolExecutor() as pool:
+        jobs = [
+            pool.submit(seconds, (host, int(port)), *framing)
+            for host, port in urls
+            for framing in framings.items()
+        ]
+    # EDGE_TRANSFER_TIMEOUT and 10 s more.
+    assert all(18 < job.result() < 25 for job in jobs), [job.result() for job in jobs]
+
+
+def test_200_unfinished_bodies_fit_into_the_edge(impatient: Containers) -> None:
+    """Each lacks one byte of a mebibyte. Others are served, and the edge is not killed."""
+    url = next(iter(impatient.urls.values()))
+    host, port = url.removeprefix("http://").split(":")
+    started = impatient.inspect("edge", "{{.State.StartedAt}}")
+    request = f"POST / HTTP/1.1\r\n{HOST}Content-Length: {1 << 20}\r\n\r\n".encode() + b"x" * ((1 << 20) - 1)
+    with ExitStack() as clients:
+        for _ in range(200):
+            client = clients.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            client.sendall(request)
+        assert httpx2.get(url, trust_env=False, timeout=10).status_code == 200
+    assert impatient.inspect("edge", "{{.State.StartedAt}}") == started
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The requests that Gunicorn's own tests refuse, from the source of the locked version."""
