@@ -3,6 +3,7 @@
 - It accepts no more connections at a time than it has threads, so that a burst is shared: a
   connection that is kept open stays with the worker that accepted it, and one worker often took
   all of a proxy's connections.
+- While all its threads are stuck, it leaves new connections to workers that have a free one.
 - A new connection that is silent holds no thread; the stock worker gives it one for 5 s. Proxies
   and browsers open connections before they need them.
 - Probes have a thread of their own, so that /livez answers while all others wait for a dependency.
@@ -13,6 +14,7 @@ import errno
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from select import select
 from selectors import EVENT_READ
 from socket import MSG_DONTWAIT, MSG_PEEK, socket
 from time import monotonic
@@ -31,8 +33,9 @@ PAUSE = 0.001
 FULL_PAUSE, FULL_LOGGED = 1.0, 60.0
 FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-# Seconds without a finished request after which the threads count as stuck.
-STUCK = 0.1
+# Seconds without a finished request after which the threads count as stuck, and seconds between two
+# looks at the backlog from then on.
+STUCK, STUCK_PAUSE = 0.1, 0.25
 
 # A probe's first line starts with one of these. Its request is short, and arrives as a whole.
 PROBES = tuple(f"{method} {path} ".encode() for method in ("GET", "HEAD") for path in health.PATHS)
@@ -61,9 +64,9 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        internals.require(self, "method_queue", "nr_conns", "pending_conns", "poller", "tpool")
+        internals.require(self, "method_queue", "nr_conns", "pending_conns", "poller", "tpool", "_accepting")
         self.resume = 0.0
-        self.busy, self.finished = 0, 0.0
+        self.busy, self.finished, self.waiting = 0, 0.0, False
         self.full_logged = float("-inf")
 
     def init_process(self) -> None:
@@ -110,8 +113,7 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
             self.pending_conns.append(conn)
             self.poller.register(conn.sock, EVENT_READ, partial(self.on_pending_socket_readable, conn))
             return
-        stuck = self.busy >= self.cfg.threads and monotonic() - self.finished > STUCK
-        conn.probe = (getattr(conn, "probe", True) or stuck) and self.is_probe(conn.sock)
+        conn.probe = (getattr(conn, "probe", True) or self.is_stuck()) and self.is_probe(conn.sock)
         if conn.probe:
             future = self.probe_pool.submit(self.handle, conn)
             future.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
@@ -122,9 +124,16 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
     def finish_request(self, conn: Any, fs: Any) -> None:
         """Count it, and let the parent class close or keep the connection."""
         if not conn.probe:
+            if self.is_stuck():
+                self.resume = min(self.resume, monotonic() + PAUSE)
+                self.waiting = False
             self.busy -= 1
             self.finished = monotonic()
         super().finish_request(conn, fs)
+
+    def is_stuck(self) -> bool:
+        """Whether all threads have been busy for some time."""
+        return bool(self.busy >= self.cfg.threads and monotonic() - self.finished > STUCK)
 
     def is_probe(self, client: socket) -> bool:
         """Whether the bytes that wait are a complete probe, so that it cannot hold up the next one."""
@@ -152,5 +161,13 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Wait no longer than the pause lasts."""
+        if self._accepting and self.is_stuck():
+            # When connections wait at two looks, all other workers are stuck as well. Then accept,
+            # because one of them may be a probe.
+            waited, self.waiting = self.waiting, bool(select(self.sockets, [], [], 0)[0])
+            if not (waited and self.waiting):
+                self.pause(STUCK_PAUSE)
+        if self.busy >= self.cfg.threads:
+            timeout = min(timeout, STUCK)
         pause = self.resume - monotonic()
         super().wait_for_and_dispatch_events(min(timeout, pause) if pause > 0 else timeout)

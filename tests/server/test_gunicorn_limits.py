@@ -181,3 +181,28 @@ def test_more_workers_than_process_ids_are_refused(folder: Path) -> None:
     with Server("serving.gunicorn", "app", WORKLOAD="io", **environ) as server:
         server.wait()
         assert "workers=8 (io: 4 x 2 CPU + 1 = 9, pids (100 - 16) / 10 = 8)" in server.log()
+
+
+def test_new_connections_go_to_the_worker_with_a_free_thread(folder: Path) -> None:
+    """One of two workers has no free thread, and the other has one: nearly all requests are answered."""
+    (folder / "app.py").write_text(APP.replace("    start", "    environ['wsgi.input'].read()\n    start"))
+    unfinished = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf"
+    with Server("serving.gunicorn", "app", PYTHONPATH=str(folder), WEB_CONCURRENCY="2") as server:
+        server.wait()
+        poll(lambda: len(workers(server)) == 2, log=server.log)
+        with ExitStack() as stack:
+            for _ in range(11):
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+                client.sendall(unfinished)
+                time.sleep(0.05)
+            time.sleep(1)
+            lost = 0
+            for _ in range(40):
+                try:
+                    httpx2.get(server.url, trust_env=False, timeout=2)
+                except httpx2.TimeoutException:
+                    lost += 1
+                time.sleep(0.05)
+            # A worker looks now and then for what no other one has taken.
+            assert lost <= 4
+            assert httpx2.get(server.url + "/livez", trust_env=False, timeout=5).status_code == 200
