@@ -257,6 +257,7 @@ def test_image_is_small(place: tuple[Containers, str], base: str) -> None:
     assert 1 < added / MEGABYTE < 120
 
 
+@pytest.mark.slow
 def test_a_code_change_ships_no_dependency(engine: None, tmp_path: Path) -> None:
     """Files beside the code change no image; an edit changes its last layer, without `pip install`."""
     copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=HOUSEKEEPING)

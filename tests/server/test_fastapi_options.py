@@ -16,6 +16,8 @@ import uvicorn
 from tests.support.commands import ROOT, poll
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.slow
+
 APP = """
 import os
 from serving.asgi import Service

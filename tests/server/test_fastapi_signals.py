@@ -11,6 +11,8 @@ import pytest
 from tests.support.commands import ROOT, poll
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.slow
+
 APP = """
 import asyncio
 

@@ -15,6 +15,8 @@ import pytest
 from tests.support.commands import ROOT, answers, free_port, poll, run
 from tests.support.servers import Server, workers
 
+pytestmark = pytest.mark.slow
+
 APP = """
 import os
 from serving.wsgi import Service

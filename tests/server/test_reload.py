@@ -10,6 +10,8 @@ from tests.support.commands import HOUSEKEEPING, ROOT, poll
 from tests.support.processes import EDITS, JSON, PROGRAMS, SWITCHES
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("service", JSON)
 def test_no_edit_is_lost_while_the_application_loads(service: str, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import pytest
 from tests.support.commands import ROOT, poll
 from tests.support.servers import Server, workers
 
+pytestmark = pytest.mark.slow
+
 APP = """
 import threading, time
 from serving.wsgi import Service
