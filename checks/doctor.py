@@ -403,7 +403,7 @@ def recycling(container: Container) -> Iterator[str]:
 def heartbeat(container: Container) -> Iterator[str]:
     """The heartbeat's file is in memory: on a slow disk a working worker looks dead."""
     in_memory = ("/dev/shm", "/run", *container.temporary_folders)  # noqa: S108  only compared
-    if container.gunicorn is None or not Path("/dev/shm").is_dir():  # noqa: S108
+    if container.gunicorn is None or not Path("/dev/shm").is_dir():  # noqa: S108  only looked for
         return
     folder = str(container.gunicorn["worker_tmp_dir"] or "/tmp")  # noqa: S108  Gunicorn's default
     if not folder.startswith(in_memory):

@@ -193,7 +193,7 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "EDGE_IMAGE": (image, "caddy:2.11"),
     "PIP_INDEX_URL": (
         must_be("an address that begins with https:// or http://", re.compile(r"https?://\S+").fullmatch),
-        "https://pypi.org/simple",
+        "https://pypi.example.com/simple",
     ),
     "BUILD_CA": (
         must_be("the path of a file", lambda value: not re.search(r"[\n,]", value)),
