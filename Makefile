@@ -76,8 +76,8 @@ lint: .venv/test ## Run the linters and the type checker
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	.venv/bin/hadolint Dockerfile
-	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec \
-	  docker-compose.yml deploy/dev.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/dev.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	.venv/bin/zizmor --offline --strict-collection --quiet --persona pedantic .github
