@@ -25,7 +25,8 @@ from serving.settings import SettingError
 COMPOSE_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
 SUPERVISOR_FILES = ("deploy/process/supervisord.conf", "deploy/supervisord.conf", "supervisord.conf")
 CADDY_FILES = ("deploy/edge/Caddyfile", "Caddyfile")
-PROXY = re.compile("caddy|edge|envoy|haproxy|httpd|nginx|proxy|traefik")
+PROXY = re.compile("caddy|envoy|haproxy|httpd|nginx|traefik")
+PROXY_SERVICE = re.compile(f"{PROXY.pattern}|edge|proxy")
 # How many requests a Uvicorn process runs in threads at the same time (AnyIO's default).
 UVICORN_THREADS = 40
 
@@ -88,9 +89,13 @@ class Container:
 
     @property
     def is_proxy(self) -> bool:
-        """Whether it is a reverse proxy, by its name, its image or its base image."""
+        """Whether it is a reverse proxy, by its name, its image or its base image.
+
+        The name of an image may begin with the project's name, which may contain "edge" or "proxy".
+        """
         image = "" if self.server is not None else self.definition.get("image", "").rpartition("/")[2]
-        return bool(PROXY.search(f"{self.name} {image.partition(':')[0]} {self.stage.base}"))
+        found = PROXY.search(f"{image.partition(':')[0]} {self.stage.base}")
+        return bool(found or PROXY_SERVICE.search(self.name))
 
     @property
     def is_postgres(self) -> bool:

@@ -669,3 +669,14 @@ def test_the_environment_of_the_doctor_is_not_the_containers(tmp_path: Path) -> 
     write(tmp_path, HEALTHY)
     lines = doctor(tmp_path, 0, WEB_CONCURRENCY="99", FORWARDED_ALLOW_IPS="*")
     assert re.match("0 findings, ", lines[-1])
+
+
+def test_the_name_of_the_project_makes_no_container_a_proxy(tmp_path: Path) -> None:
+    """The image of a one-shot without a server begins with the project's name."""
+    needs_compose()
+    job = '  job: {image: "${COMPOSE_PROJECT_NAME}-web", restart: "no", command: [python, job.py]}\n'
+    write(
+        tmp_path / "proxy-edge",
+        HEALTHY | {COMPOSE: HEALTHY[COMPOSE].replace("\nservices:\n", f"\nservices:\n{job}")},
+    )
+    assert [it.name for it in Project(tmp_path / "proxy-edge").containers if it.is_proxy] == ["edge"]
