@@ -7,7 +7,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from serving import health, peers, settings
 
@@ -46,19 +46,23 @@ class Service:
         def respond(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             return start_response(status, [*headers, ("X-Request-ID", identity)], *error)
 
-        if "HTTP_TRANSFER_ENCODING" in environ and (refusal := self.take_whole_body(environ)):
+        in_chunks = "HTTP_TRANSFER_ENCODING" in environ
+        if in_chunks and (refusal := self.take_whole_body(environ)):
             code, _, title = refusal.partition(" ")
             document = json.dumps({"title": title, "status": int(code)}).encode()
             headers = [("Content-Type", "application/problem+json"), ("Content-Length", str(len(document)))]
             respond(refusal, headers)
             return [document]
+        received = environ["wsgi.input"] if in_chunks else None
         try:
             body = self.app(environ, respond)
         except (OSError, SystemExit) as error:
             translate(error)
         # A file is returned as it is: the server sends it without reading it (sendfile).
         wrapper = environ.get("wsgi.file_wrapper")
-        return body if isinstance(wrapper, type) and isinstance(body, wrapper) else Body(body)
+        if isinstance(wrapper, type) and isinstance(body, wrapper) and not received:
+            return body
+        return Body(body, received)
 
     def take_whole_body(self, environ: WSGIEnvironment) -> str:
         """Give a body in chunks its length; the status of a refusal if it is too long or malformed.
@@ -110,8 +114,9 @@ class Service:
 class Body:
     """A response's body whose OSError or SystemExit is an ApplicationError."""
 
-    def __init__(self, body: Iterable[bytes]) -> None:
-        self._body = body
+    def __init__(self, body: Iterable[bytes], received: IO[bytes] | None = None) -> None:
+        """`received` is the request's temporary file; to wait for the collector would fill /tmp."""
+        self._body, self._received = body, received
         self._chunks = iter(body)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -124,9 +129,13 @@ class Body:
             translate(error)
 
     def close(self) -> None:
-        """Close the application's body."""
-        if close := getattr(self._body, "close", None):
-            close()
+        """Close the application's body, and the request's."""
+        try:
+            if close := getattr(self._body, "close", None):
+                close()
+        finally:
+            if self._received:
+                self._received.close()
 
 
 def translate(error: OSError | SystemExit) -> NoReturn:

@@ -598,6 +598,7 @@ class Faulty(Containers):
                     "image": python_image(),
                     "init": True,
                     "command": program,
+                    "networks": ["django-data"],
                     "volumes": [mount],
                     "healthcheck": {"test": ["CMD", "python", "-c", listening], "start_interval": "1s"}
                     | {"start_period": "60s"},

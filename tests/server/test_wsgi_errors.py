@@ -1,13 +1,15 @@
 """What an application or a client does wrong is answered, and logged with a request id, in every mode."""
 
+import io
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from serving.wsgi import Service
 from tests.support.commands import poll
 from tests.support.servers import Server
 
@@ -252,3 +254,19 @@ def test_a_full_disk_is_not_the_client_s_fault(tmp_path: Path) -> None:
         parts = iter([b"x" * 2 * 1024 * 1024, b"x"])
         assert httpx2.post(server.url + "/length", content=parts, trust_env=False).status_code == 500
         assert "No such file or directory: '/nonexistent" in server.log()
+
+
+def test_a_body_in_chunks_leaves_no_temporary_file() -> None:
+    """It is closed with the response, although the application keeps the request."""
+    kept = []
+
+    def app(environ: dict, start_response: Callable) -> list[bytes]:
+        kept.append(environ)
+        start_response("200 OK", [])
+        return [b"%d" % len(environ["wsgi.input"].read())]
+
+    environ = {"PATH_INFO": "/", "REQUEST_METHOD": "POST", "HTTP_TRANSFER_ENCODING": "chunked"}
+    body = Service(app)(environ | {"wsgi.input": io.BytesIO(b"x" * 100_000)}, lambda *_: None)
+    assert b"".join(body) == b"100000"
+    body.close()
+    assert kept[0]["wsgi.input"].closed
