@@ -26,6 +26,8 @@ from checks.site import Site
 from checks.smoke import CHECKS, PLACES, Broken, NotApplicable, examine, place
 from tests.support.commands import ROOT, free_port, run
 
+pytestmark = pytest.mark.slow
+
 STYLE = "/static/site.0123456789ab.css"
 PAGE = f'<!doctype html><link rel="stylesheet" href="{STYLE}">'
 LINES = {

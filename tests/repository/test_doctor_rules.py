@@ -13,6 +13,8 @@ from checks.project import Project, has_compose
 from checks.servers import Settings
 from tests.support.commands import ROOT, lacking, run
 
+pytestmark = pytest.mark.slow
+
 COMPOSE, GUNICORN, DOCKERFILE, UVICORN = (
     "docker-compose.yml",
     "gunicorn.conf.py",

@@ -4,6 +4,7 @@ import io
 import re
 import socket
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from pathlib import Path
 
 import httpx2
@@ -265,8 +266,10 @@ def test_a_body_in_chunks_leaves_no_temporary_file() -> None:
         start_response("200 OK", [])
         return [b"%d" % len(environ["wsgi.input"].read())]
 
-    environ = {"PATH_INFO": "/", "REQUEST_METHOD": "POST", "HTTP_TRANSFER_ENCODING": "chunked"}
-    body = Service(app)(environ | {"wsgi.input": io.BytesIO(b"x" * 100_000)}, lambda *_: None)
+    environ: dict = {"PATH_INFO": "/", "REQUEST_METHOD": "POST", "HTTP_TRANSFER_ENCODING": "chunked"}
+    environ["wsgi.input"] = io.BytesIO(b"x" * 100_000)
+    # The id of this request is not that of the next test.
+    body = copy_context().run(Service(app), environ, lambda *_: None)
     assert b"".join(body) == b"100000"
     body.close()
     assert kept[0]["wsgi.input"].closed
