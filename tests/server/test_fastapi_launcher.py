@@ -202,6 +202,7 @@ BLOCKING = APP.replace(
 )
 
 
+@pytest.mark.slow
 def test_a_worker_with_a_blocked_event_loop_is_replaced(tmp_path: Path) -> None:
     """The stock supervisor would never see it; the other worker answers all the while."""
     prepare(tmp_path, BLOCKING, workers=2, timeout_worker_healthcheck=5)
@@ -229,6 +230,7 @@ def test_a_single_process_with_a_blocked_event_loop_ends(tmp_path: Path) -> None
         assert 'application.py", line' in server.log()
 
 
+@pytest.mark.slow
 def test_a_process_that_was_paused_goes_on(tmp_path: Path) -> None:
     """A single process that stood still for longer than the limit is not taken for a blocked one."""
     prepare(tmp_path, workers=1, timeout_worker_healthcheck=2)

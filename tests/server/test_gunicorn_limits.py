@@ -183,6 +183,7 @@ def test_more_workers_than_process_ids_are_refused(folder: Path) -> None:
         assert "workers=8 (io: 4 x 2 CPU + 1 = 9, pids (100 - 16) / 10 = 8)" in server.log()
 
 
+@pytest.mark.slow
 def test_new_connections_go_to_the_worker_with_a_free_thread(folder: Path) -> None:
     """One of two workers has no free thread, and the other has one: nearly all requests are answered."""
     (folder / "app.py").write_text(APP.replace("    start", "    environ['wsgi.input'].read()\n    start"))
