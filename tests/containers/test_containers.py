@@ -92,7 +92,7 @@ def test_workers_at_the_default_limits(place: tuple[Containers, str]) -> None:
     """Every service has the documented number of workers, of our own class."""
     assert_workers(*place)
     if program(*place) == "serving.gunicorn":
-        assert "Using worker: serving." in place[0].log(place[1])
+        poll(lambda: "Using worker: serving." in place[0].log(place[1]))
 
 
 def test_the_environment_file_counts(clone: Clone) -> None:

@@ -70,7 +70,7 @@ def test_down_leaves_nothing_behind_and_an_env_file_moves_a_port(tmp_path: Path)
         for service, url in (stack.urls | {SERVICE: f"http://127.0.0.1:{moved}"}).items():
             assert f"{service} {url}\n" in output
             assert answers(url)
-        assert "workers=3 (WEB_CONCURRENCY)" in stack.log(SERVICE)
+        poll(lambda: "workers=3 (WEB_CONCURRENCY)" in stack.log(SERVICE), log=stack.log)
     finally:
         stack.down()
     poll(lambda: not processes_of(stack.directory))

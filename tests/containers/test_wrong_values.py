@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.commands import answers, run
+from tests.support.commands import answers, poll, run
 from tests.support.containers import Clone, Containers
 from tests.support.processes import PROGRAMS
 
@@ -89,4 +89,4 @@ def test_no_cpu_limit_is_a_value(limited: Containers) -> None:
     limited.up(SERVICE)
     assert limited.inspect(SERVICE, "{{.HostConfig.NanoCpus}}") == "0"
     assert answers(limited.urls[SERVICE])
-    assert "at most 12 without a CPU limit" in limited.log(SERVICE)
+    poll(lambda: "at most 12 without a CPU limit" in limited.log(SERVICE), log=limited.log)

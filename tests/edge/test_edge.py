@@ -241,7 +241,7 @@ def test_the_access_log_is_json_with_the_applications_request_id(browser: Browse
     found = poll(lambda: [line for line in lines() if line.get("request_id") == identity])
     assert (found[0]["request"]["uri"], found[0]["status"]) == ("/?*", 200)
     assert [line for line in lines() if line["request"]["uri"] == "/livez"] == []
-    assert identity in browser.stack.log(ANY)
+    poll(lambda: identity in browser.stack.log(ANY))
 
 
 def test_a_request_is_encoded_for_one_log(containers: Containers) -> None:

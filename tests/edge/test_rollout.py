@@ -86,7 +86,7 @@ def test_a_request_longer_than_the_grace_has_an_answer(deployment: Deployment) -
         for service in deployment.urls:
             assert deployment.inspect(service, "{{.State.ExitCode}}") == "0", deployment.log(service)
             if service.startswith("fastapi"):
-                assert "the lifespan has ended" in deployment.log(service)
+                poll(lambda service=service: "the lifespan has ended" in deployment.log(service))
     finally:
         deployment.compose("up", "--detach", "--wait", "--no-build", "--no-recreate", *deployment.urls)
 

@@ -254,7 +254,7 @@ def test_a_full_disk_is_not_the_client_s_fault(tmp_path: Path) -> None:
     with Server(*command, PYTHONPATH=str(tmp_path), MAX_BODY="3MiB").wait() as server:
         parts = iter([b"x" * 2 * 1024 * 1024, b"x"])
         assert httpx2.post(server.url + "/length", content=parts, trust_env=False).status_code == 500
-        assert "No such file or directory: '/nonexistent" in server.log()
+        poll(lambda: "No such file or directory: '/nonexistent" in server.log(), log=server.log)
 
 
 def test_a_body_in_chunks_leaves_no_temporary_file() -> None:
