@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def start(folder: str, name: str = "gthread", seconds: str = "3", **environ: str) -> Server:
+def start(folder: str, name: str = "gthread", seconds: str = "6", **environ: str) -> Server:
     """A server of two workers with this time to drain."""
     environ = {"WEB_CONCURRENCY": "2", "PYTHONPATH": folder, "DRAIN_SECONDS": seconds} | environ
     if name == "without preload":
@@ -65,26 +65,22 @@ def test_sigterm_drains(name: str, folder: str) -> None:
         poll(lambda: ready(server) == 503, log=server.log)
         body = httpx2.get(server.url + "/readyz", trust_env=False).json()
         assert body == {"status": "unready", "failed": {"draining": "stopping"}}
-        answered = 0
         # One client, which is cheap, but a new connection for each request.
         with httpx2.Client(trust_env=False, headers={"connection": "close"}) as client:
-            while time.monotonic() - begun < 2.5:
+            for _ in range(10):
                 assert client.get(server.url + "/livez").status_code == 200
                 assert client.get(server.url + "/").status_code == 200
-                answered += 1
-                time.sleep(0.05)
-        assert answered > 5
         assert server.exit_code() == 0, server.log()
-        assert 3 <= time.monotonic() - begun < 10
+        assert 6 <= time.monotonic() - begun < 15
         assert "Traceback" not in server.log()
 
 
 def test_a_request_of_the_drain_is_finished(folder: str) -> None:
     """It began before the stop and ends after it."""
-    with start(folder, seconds="1") as server:
+    with start(folder, seconds="4") as server:
         server.process.send_signal(signal.SIGTERM)
         poll(lambda: ready(server) == 503, log=server.log)
-        assert httpx2.get(server.url + "/?2.5", trust_env=False, timeout=10).status_code == 200
+        assert httpx2.get(server.url + "/?5", trust_env=False, timeout=10).status_code == 200
         assert server.exit_code() == 0
 
 
@@ -112,13 +108,15 @@ def test_a_second_signal_ends_the_drain(second: str, folder: str) -> None:
 
 def test_the_arbiter_supervises_while_it_drains(folder: str) -> None:
     """A worker that dies meanwhile is replaced, and its replacement is unready too."""
-    with start(folder, seconds="6") as server:
+    with start(folder, seconds="60") as server:
         server.process.send_signal(signal.SIGTERM)
         poll(lambda: ready(server) == 503, log=server.log)
         victim = min(workers(server))
         os.kill(victim, signal.SIGKILL)
-        poll(lambda: len(workers(server) - {victim}) == 2, 4, server.log)
-        assert {ready(server) for _ in range(20)} == {503}
+        poll(lambda: len(workers(server) - {victim}) == 2, log=server.log)
+        with httpx2.Client(trust_env=False, headers={"connection": "close"}) as client:
+            assert {client.get(server.url + "/readyz").status_code for _ in range(20)} == {503}
+        server.process.send_signal(signal.SIGTERM)
         assert server.exit_code() == 0, server.log()
 
 
@@ -137,7 +135,7 @@ def test_sighup_does_not_drain(folder: str) -> None:
 
 def test_a_drain_needs_no_file(folder: str, tmp_path: Path) -> None:
     """A full or missing /tmp cannot prevent it: nothing is written anywhere."""
-    with start(folder, TMPDIR=str(tmp_path / "missing"), HOME="/nonexistent", seconds="1") as server:
+    with start(folder, TMPDIR=str(tmp_path / "missing"), HOME="/nonexistent", seconds="4") as server:
         server.process.send_signal(signal.SIGTERM)
         poll(lambda: ready(server) == 503, log=server.log)
         assert server.exit_code() == 0, server.log()
