@@ -25,13 +25,6 @@ Check = Callable[[str], object]
 
 LABEL = r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)"
 HOST_NAME = re.compile(rf"(?=.{{1,240}}$){LABEL}(\.{LABEL})*")
-TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-IMAGE = re.compile(r"[a-z0-9][\w./-]*(:[0-9]+/[\w./-]+)?(:[\w.-]+)?(@sha256:[0-9a-f]{64})?", re.ASCII)
-REGISTRY = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?/([a-z0-9._-]+/)*")
-# A part of a DNS name has at most 63 characters. The edge looks up PROJECT-SERVICE-8.
-LONGEST_PROJECT = 50
-# Ports on which the edge serves single services inside its container.
-TAKEN_PORTS = ("8001", "8002", "8003")
 
 
 def is_host_name(value: str) -> bool:
@@ -60,6 +53,12 @@ def is_listening_address(value: str) -> bool:
     """Whether Compose can publish ports on this address: IPv6 is in brackets."""
     bracketed = value.startswith("[") and value.endswith("]")
     return is_address(value.strip("[]")) and (":" in value) == bracketed
+
+
+def is_edge_port(value: str) -> bool:
+    """Whether the edge can listen on this port, and has no other use for it."""
+    in_range = re.fullmatch("[0-9]{1,5}", value) and 1 <= int(value) <= 65535
+    return bool(in_range) and value not in ("8001", "8002", "8003")
 
 
 def is_transfer_time(value: str) -> bool:
@@ -102,51 +101,63 @@ def whole_number(minimum: int, maximum: int) -> Check:
     return lambda name: settings.integer(name, None, minimum=minimum, maximum=maximum)
 
 
-def each(fits: Callable[[str], bool]) -> Callable[[str], bool]:
-    """Whether each of the words that blanks separate fits."""
-    return lambda value: all(fits(word) for word in value.split())
+def matching(allowed: str, pattern: str) -> Check:
+    """The check that the whole value matches a regular expression."""
+    return must_be(allowed, re.compile(pattern, re.ASCII).fullmatch)
 
 
+def each(allowed: str, *fits: Callable[[str], object]) -> Check:
+    """The check that each of the words that blanks separate fits at least one of these."""
+    return must_be(allowed, lambda value: all(any(fit(word) for fit in fits) for word in value.split()))
+
+
+# What several variables may be.
+host_names = each(
+    "host names such as example.com, separated by blanks, without https://, port or path",
+    is_host_name,
+    is_address,
+)
 port = whole_number(1, 65535)
 edge_port = must_be(
-    f"a whole number from 1 to 65535, and none of {', '.join(TAKEN_PORTS)}, on which the edge serves single"
+    "a whole number from 1 to 65535, and none of 8001, 8002, 8003, on which the edge serves single"
     " services in its container",
-    lambda value: (
-        value.isascii() and value.isdigit() and 1 <= int(value) <= 65535 and value not in TAKEN_PORTS
-    ),
-)
-host_names = must_be(
-    "host names such as example.com, separated by blanks, without https://, port or path",
-    each(lambda word: is_host_name(word) or is_address(word)),
+    is_edge_port,
 )
 cpus = must_be("a number of CPUs such as 0.5 or 2, or 0 for no limit", is_cpus)
 memory = must_be("a size of at least 64m, such as 512m or 2g", is_memory)
 files = whole_number(256, 1_048_576)
-tag = must_be("an image tag: ASCII letters, digits, '_', '.' and '-', at most 128", TAG.fullmatch)
-image = must_be("the name of an image, such as registry.example.com/name:1.0", IMAGE.fullmatch)
+tag = matching("an image tag: ASCII letters, digits, '_', '.' and '-', at most 128", r"\w[\w.-]{0,127}")
+image = matching(
+    "the name of an image, such as registry.example.com/name:1.0",
+    r"[a-z0-9][\w./-]*(:[0-9]+/[\w./-]+)?(:[\w.-]+)?(@sha256:[0-9a-f]{64})?",
+)
+# What one variable may be.
+domain = must_be("a domain such as example.com, without https://, port or path", is_host_name)
+address = must_be("an address of this machine, IPv6 in brackets, or empty for all", is_listening_address)
+proxies = each(
+    "addresses or networks such as 10.0.0.0/8, separated by blanks", "private_ranges".__eq__, is_network
+)
+transfer_time = must_be("a time from 1s to 365d in s, m, h or d, such as 30m or 24h", is_transfer_time)
+tmp_size = matching("a whole number with k, m or g, such as 128m", "0*[1-9][0-9]{0,9}[kmgKMG]")
+registry = matching("a registry with a slash at its end", r"[A-Za-z0-9.-]+(:[0-9]+)?/([a-z0-9._-]+/)*")
+index_url = matching("an address that begins with https:// or http://", r"https?://\S+")
+path = matching("the path of a file", r"[^\n,]*")
+# A part of a DNS name has at most 63 characters; the edge looks up PROJECT-SERVICE-8.
+project_name = matching("at most 50 characters, because names of containers are DNS names", "(?s:.{,50})")
+compatibility = matching(
+    "off, because it changes the names by which the edge finds the containers", "(?i:0|false|no|off)"
+)
 
 # Each variable, its check, and a value that passes it.
 VARIABLES: dict[str, tuple[Check, str]] = {
-    "DOMAIN": (
-        must_be("a domain such as example.com, without https://, port or path", is_host_name),
-        "localhost",
-    ),
+    "DOMAIN": (domain, "localhost"),
     "DJANGO_HOST": (host_names, "example.com"),
     "FLASK_HOST": (host_names, "example.com"),
     "FASTAPI_HOST": (host_names, "example.com"),
-    "EDGE_ADDRESS": (
-        must_be("an address of this machine, IPv6 in brackets, or empty for all", is_listening_address),
-        "127.0.0.1",
-    ),
+    "EDGE_ADDRESS": (address, "127.0.0.1"),
     "EDGE_HTTP_PORT": (edge_port, "8080"),
     "EDGE_HTTPS_PORT": (edge_port, "8443"),
-    "EDGE_TRUSTED_PROXIES": (
-        must_be(
-            "addresses or networks such as 10.0.0.0/8, separated by blanks",
-            each(lambda word: word == "private_ranges" or is_network(word)),
-        ),
-        "the address of the proxy",
-    ),
+    "EDGE_TRUSTED_PROXIES": (proxies, "the address of the proxy"),
     "DJANGO_PORT": (port, "8001"),
     "FLASK_PORT": (port, "8002"),
     "FASTAPI_PORT": (port, "8003"),
@@ -154,19 +165,10 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "REQUEST_TIMEOUT": (lambda _: settings.request_timeout(), "20"),
     "MAX_BODY": (lambda name: settings.size(name, 0), "1MiB"),
     "DRAIN_SECONDS": (lambda _: settings.drain_seconds(), "2"),
-    "EDGE_TRANSFER_TIMEOUT": (
-        must_be("a time from 1s to 365d in s, m, h or d, such as 30m or 24h", is_transfer_time),
-        "24h",
-    ),
+    "EDGE_TRANSFER_TIMEOUT": (transfer_time, "24h"),
     "CPUS": (cpus, "1.0"),
     "MEMORY": (memory, "512m"),
-    "TMP_SIZE": (
-        must_be(
-            "a whole number with k, m or g, such as 128m",
-            lambda value: re.fullmatch("0*[1-9][0-9]{0,9}[kmgKMG]", value),
-        ),
-        "128m",
-    ),
+    "TMP_SIZE": (tmp_size, "128m"),
     "PIDS": (whole_number(64, 4_194_304), "1024"),
     "NOFILE": (files, "16384"),
     "EDGE_NOFILE": (files, "6144"),
@@ -178,41 +180,17 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "FLASK_MEMORY": (memory, "512m"),
     "FASTAPI_CPUS": (cpus, "1.0"),
     "FASTAPI_MEMORY": (memory, "512m"),
-    "REGISTRY": (
-        must_be("a registry with a slash at its end", REGISTRY.fullmatch),
-        "registry.example.com/team/",
-    ),
+    "REGISTRY": (registry, "registry.example.com/team/"),
     "VERSION": (tag, "1.0"),
     "PREVIOUS_VERSION": (tag, "1.0"),
     "EDGE_VERSION": (tag, "1.0"),
-    "FASTAPI_TARGET": (
-        must_be("fastapi or fastapi-hybrid", ("fastapi", "fastapi-hybrid").__contains__),
-        "fastapi",
-    ),
+    "FASTAPI_TARGET": (matching("fastapi or fastapi-hybrid", "fastapi(-hybrid)?"), "fastapi"),
     "PYTHON_IMAGE": (image, "python:3.14-slim"),
     "EDGE_IMAGE": (image, "caddy:2.11"),
-    "PIP_INDEX_URL": (
-        must_be("an address that begins with https:// or http://", re.compile(r"https?://\S+").fullmatch),
-        "https://pypi.example.com/simple",
-    ),
-    "BUILD_CA": (
-        must_be("the path of a file", lambda value: not re.search(r"[\n,]", value)),
-        "corporate-ca.pem",
-    ),
-    "COMPOSE_PROJECT_NAME": (
-        must_be(
-            f"at most {LONGEST_PROJECT} characters, because names of containers are DNS names",
-            lambda value: len(value) <= LONGEST_PROJECT,
-        ),
-        "a shorter name",
-    ),
-    "COMPOSE_COMPATIBILITY": (
-        must_be(
-            "off, because it changes the names by which the edge finds the containers",
-            lambda value: value.lower() in ("0", "false", "no", "off"),
-        ),
-        "false",
-    ),
+    "PIP_INDEX_URL": (index_url, "https://pypi.example.com/simple"),
+    "BUILD_CA": (path, "corporate-ca.pem"),
+    "COMPOSE_PROJECT_NAME": (project_name, "a shorter name"),
+    "COMPOSE_COMPATIBILITY": (compatibility, "false"),
 }
 
 
@@ -292,16 +270,14 @@ def repeated(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
                 yield name, f"{name}={value!r}: {fix}; change one of them"
 
 
-def read_for_processes(directory: Path) -> dict[str, str]:
-    """The values that process mode finds."""
-    from deploy.process import environment as of_processes
-
-    return of_processes.deployment(directory)
-
-
 def main() -> None:
     """The command line."""
-    values = read(Path()) if has_compose() else read_for_processes(Path())
+    if has_compose():
+        values = read(Path())
+    else:
+        from deploy.process.environment import deployment
+
+        values = deployment(Path())
     if found := problems(values):
         sys.exit("\n".join(found))
 
