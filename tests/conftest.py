@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from tests.support.commands import ROOT, RUN, STARTED, lacking
-from tests.support.containers import Containers, remove_leftovers
+from tests.support.containers import Containers, remove_leftovers, up_until_teardown
 from tests.support.processes import PROGRAMS, Processes, Stack
 from tests.support.servers import Server
 
@@ -150,23 +150,13 @@ def engine() -> None:
 @pytest.fixture(scope="session")
 def containers(engine: None) -> Iterator[Containers]:
     """Every service in its container; shared, so leave it as it was."""
-    stack = Containers()
-    try:
-        stack.up()
-        yield stack
-    finally:
-        stack.down()
+    yield from up_until_teardown(Containers())
 
 
 @pytest.fixture(scope="session", name="hybrid")
 def hybrid(engine: None) -> Iterator[Containers]:
     """The edge and FastAPI alone, in Uvicorn workers under Gunicorn; shared, so leave it as it was."""
-    stack = Containers(FASTAPI_TARGET="fastapi-hybrid")
-    try:
-        stack.up("fastapi")
-        yield stack
-    finally:
-        stack.down()
+    yield from up_until_teardown(Containers(FASTAPI_TARGET="fastapi-hybrid"), "fastapi")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from websockets.sync.client import connect
 
 from tests.support.commands import poll
-from tests.support.containers import Containers
+from tests.support.containers import Containers, up_until_teardown
 
 # Each WebSocket takes two: from the client, and to the replica.
 OPEN_FILES = 256
@@ -21,12 +21,7 @@ def narrow(engine: None, tmp_path: Path) -> Iterator[Containers]:
     """FastAPI behind an edge that may open few files."""
     override = tmp_path / "override.yml"
     override.write_text(f"services: {{edge: {{ulimits: {{nofile: {OPEN_FILES}}}}}}}")
-    stack = Containers(override)
-    try:
-        stack.up("fastapi")
-        yield stack
-    finally:
-        stack.down()
+    yield from up_until_teardown(Containers(override), "fastapi")
 
 
 def test_surplus_connections_do_not_harm_the_open_ones_of_fastapi(narrow: Containers) -> None:

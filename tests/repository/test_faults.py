@@ -24,7 +24,14 @@ import httpx2
 import pytest
 
 from tests.support.commands import ROOT, answers, poll, run
-from tests.support.containers import PUMP, Containers, children, server_process
+from tests.support.containers import (
+    PUMP,
+    Containers,
+    children,
+    python_image,
+    server_process,
+    up_until_teardown,
+)
 from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.alone
@@ -211,12 +218,6 @@ def pause(container: str) -> None:
     """Freeze it; again, when the kernel could not because a process was just being started in it."""
     poll(lambda: "unable to freeze" not in run("docker", "pause", container, expect=None))
     assert run("docker", "inspect", "--format", "{{.State.Paused}}", container).strip() == "true"
-
-
-def python_image() -> str:
-    """The base image that the Dockerfile names."""
-    dockerfile = (ROOT / "Dockerfile").read_text()
-    return re.search(r"^FROM (\S+) AS python-default", dockerfile, re.MULTILINE)[1]
 
 
 def process_tree(stack: Containers, service: str) -> tuple[str, set[str]]:
@@ -622,23 +623,14 @@ class Faulty(Containers):
 @pytest.fixture(scope="module")
 def stack(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     """Every service, to be broken; each test leaves it whole."""
-    stack = Faulty(tmp_path_factory.mktemp("faults"))
-    try:
-        stack.up()
-        yield stack
-    finally:
-        stack.down()
+    yield from up_until_teardown(Faulty(tmp_path_factory.mktemp("faults")))
 
 
 @pytest.fixture(scope="module")
 def hybrid_stack(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     """The edge and FastAPI alone, in Uvicorn workers that Gunicorn manages."""
     stack = Faulty(tmp_path_factory.mktemp("hybrid"), FASTAPI_TARGET=HYBRID)
-    try:
-        stack.up("fastapi")
-        yield stack
-    finally:
-        stack.down()
+    yield from up_until_teardown(stack, "fastapi")
 
 
 @pytest.fixture
@@ -647,11 +639,7 @@ def on_postgresql(engine: None, tmp_path: Path, request: pytest.FixtureRequest) 
     fault = request.node.callspec.params["fault"]
     with Postgres() as database:
         stack = Faulty(tmp_path, database, relayed=fault.inject is database_hung)
-        try:
-            stack.up("django")
-            yield stack
-        finally:
-            stack.down()
+        yield from up_until_teardown(stack, "django")
 
 
 HEAD = ("| fault | service | requests | lost | how | recovered after |", "|---|---|---:|---:|---|---:|")

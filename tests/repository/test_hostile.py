@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from tests.support.commands import ROOT, lacking, poll, run
-from tests.support.containers import Containers
+from tests.support.containers import Containers, up_until_teardown
 from tests.support.servers import Server
 
 pytestmark = pytest.mark.alone
@@ -85,12 +85,7 @@ UNKNOWN = {b"501", b"505"}
 @pytest.fixture(scope="module")
 def impatient(engine: None) -> Iterator[Containers]:
     """Every service, behind an edge that gives a request 10 s instead of a day."""
-    stack = Containers(EDGE_TRANSFER_TIMEOUT="10s")
-    try:
-        stack.up()
-        yield stack
-    finally:
-        stack.down()
+    yield from up_until_teardown(Containers(EDGE_TRANSFER_TIMEOUT="10s"))
 
 
 def p99(client: httpx2.Client, stack: Containers, rounds: int = 100) -> dict[str, float]:

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from tests.support.commands import poll, run
-from tests.support.containers import MEBIBYTE, Containers
+from tests.support.containers import MEBIBYTE, Containers, up_until_teardown
 
 pytestmark = pytest.mark.alone
 
@@ -174,11 +174,7 @@ def large(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Co
         directory / "large.yml", MAX_BODY="110MiB", TMP_SIZE="440m", REQUEST_TIMEOUT="70", **memory
     )
     stack.directory = directory
-    try:
-        stack.up()
-        yield stack
-    finally:
-        stack.down()
+    yield from up_until_teardown(stack)
 
 
 @pytest.fixture(scope="module")

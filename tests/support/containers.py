@@ -6,7 +6,7 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -156,9 +156,7 @@ class Containers:
         """Run a container of this name in the networks of the edge until `down`."""
         self.neighbours.append(name)
         networks = [f"--network={self.project}_{name}" for name in self.services["edge"]["networks"]]
-        dockerfile = (ROOT / "Dockerfile").read_text()
-        image = re.search(r"^FROM (\S+) AS python-default", dockerfile, re.MULTILINE)[1]
-        run("docker", "run", "--detach", "--name", name, *networks, *options, image, *command)
+        run("docker", "run", "--detach", "--name", name, *networks, *options, python_image(), *command)
 
     def container(self, service: str) -> str:
         """The id of the service's (first) container, also of a stopped one."""
@@ -224,6 +222,21 @@ class Clone(Containers):
         self.files[1] = str(directory / "docker-compose.yml")
         self.directory = directory
         self.boot: dict[str, str] = {}
+
+
+def up_until_teardown[Stack: Containers](stack: Stack, *services: str) -> Iterator[Stack]:
+    """The body of a fixture: the stack, started, and removed with its data and images at the end."""
+    try:
+        stack.up(*services)
+        yield stack
+    finally:
+        stack.down()
+
+
+def python_image() -> str:
+    """The base image that the Dockerfile names."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    return re.search(r"^FROM (\S+) AS python-default", dockerfile, re.MULTILINE)[1]
 
 
 def inside(stack: Containers, service: str, program: str, *arguments: str) -> Any:
