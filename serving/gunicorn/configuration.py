@@ -39,6 +39,8 @@ __all__ = [
 
 # Seconds after which a rest of a body that the application did not read is given up.
 UNREAD_BODY_SECONDS = 1
+# Bytes of a body that no framework writes to a temporary file.
+SMALL_BODY = 64 * 1024
 
 # The address is gunicorn.conf.py's; here its port is checked.
 port = settings.integer("PORT", 8000, minimum=0, maximum=65535)
@@ -156,20 +158,30 @@ def pre_request(worker: Any, req: Any) -> None:
 
 
 def post_request(worker: Any, req: Any, environ: dict[str, Any], resp: Any) -> None:
+    """Leave neither a rest of the request's body behind nor its temporary files."""
+    # None under `asgi`, which reads the rest itself.
+    client = environ.get("gunicorn.socket") if environ else None
+    if client is None or not (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
+        return
+    read_unread_body(client, req.body)
+    failed = not str(resp.status).startswith(("1", "2", "3"))
+    if failed and int(environ.get("CONTENT_LENGTH") or 0) > SMALL_BODY:
+        # Where the application could not write an upload, for example because /tmp is full, its
+        # exception and the half file refer to each other: the file stays until a collection.
+        gc.collect()
+
+
+def read_unread_body(client: Any, body: Any) -> None:
     """Read what the application left of a body, up to 1 MiB.
 
     Otherwise closing would reset the connection, and the client might not see the response:
     Gunicorn itself reads no more than 64 KiB.
     """
-    # None under `asgi`, which reads the rest itself.
-    client = environ.get("gunicorn.socket") if environ else None
-    if client is None or not (environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ):
-        return
     deadline = time.monotonic() + UNREAD_BODY_SECONDS
     # The client or the worker may have closed the connection, and the body may be malformed.
     with contextlib.suppress(Exception):
         client.settimeout(UNREAD_BODY_SECONDS)
         for _ in range(16):
-            if not req.body.read(64 * 1024) or time.monotonic() > deadline:
+            if not body.read(64 * 1024) or time.monotonic() > deadline:
                 break
         client.settimeout(None)
