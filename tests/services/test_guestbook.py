@@ -33,6 +33,8 @@ def test_static_files_are_hashed_compressed_and_immutable(stack: Stack, http: ht
     image = re.search(r'src="(/static/guestbook\.[0-9a-f]{12}\.svg)"', page)
     assert image
     assert http.get(url + image[1]).headers["content-type"] == "image/svg+xml"
+    # Browsers ask for this where a page, such as the admin's, names no icon.
+    assert http.get(url + "/favicon.ico").headers["location"] == image[1]
 
 
 def test_the_guestbook_shows_newest_first_on_pages_of_ten(stack: Stack, http: httpx2.Client) -> None:

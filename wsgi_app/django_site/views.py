@@ -8,6 +8,7 @@ from django.db import InterfaceError, OperationalError
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.templatetags.static import static
 from django.views import defaults
 from django.views.decorators.http import require_http_methods
 
@@ -35,6 +36,11 @@ def guestbook(request: HttpRequest) -> HttpResponse:
     page = Paginator(Entry.objects.all(), ENTRIES_PER_PAGE).get_page(request.GET.get("page"))
     status = 422 if form.errors else 200
     return render(request, "guestbook.html", {"form": form, "page": page}, status=status)
+
+
+def favicon(request: HttpRequest) -> HttpResponse:
+    """The icon for pages that name none, such as those of the admin."""
+    return redirect(static("guestbook.svg"))
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
