@@ -1,5 +1,6 @@
 """Behind the edge: what replicas are sent, which of them, and how often."""
 
+import json
 import re
 import socket
 import threading
@@ -41,10 +42,19 @@ http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 
 
 @pytest.fixture(scope="module")
-def fleet(engine: None) -> Iterator[Containers]:
-    """A second clone: three replicas of a service, nothing else, a domain of its own, a proxy in front."""
+def fleet(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+    """A second clone: three replicas of a service, nothing else, a domain of its own, a proxy in front.
+
+    Its containers have variables of a proxy for other addresses, as a Docker client may set them.
+    """
+    variables = dict.fromkeys(
+        ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9"
+    )
+    override = tmp_path_factory.mktemp("fleet") / "proxy.yml"
+    services = {name: {"environment": variables} for name in ("edge", SERVICE)}
+    override.write_text(json.dumps({"services": services}))
     private = "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16"
-    stack = Containers(DOMAIN="shop.internal", EDGE_TRUSTED_PROXIES=private)
+    stack = Containers(override, DOMAIN="shop.internal", EDGE_TRUSTED_PROXIES=private)
     try:
         stack.compose("up", "--build", "--detach", "--wait", "--scale", f"{SERVICE}=3", "edge", SERVICE)
         yield stack
