@@ -4,6 +4,7 @@ Uvicorn's own `proxy_headers` is off, so that the peer's address arrives here un
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from time import perf_counter
@@ -22,6 +23,8 @@ _REQUEST_ID = b"x-request-id"
 _RESPONSES = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _WEBSOCKET_STATUS = {"websocket.accept": 101, "websocket.close": 403}
 _SECURE = {"http": "https", "websocket": "wss"}
+# Bytes of a body that no framework writes to a temporary file.
+_SMALL_BODY = 64 * 1024
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +49,13 @@ class Service:
         peers.request_id.set(identity)
         header = (_REQUEST_ID, identity.encode())
         scope["headers"].append(header)
-        logged = False
+        logged = failed = False
 
         async def respond(message: Message) -> None:
-            nonlocal logged
+            nonlocal logged, failed
             event = message["type"]
             if event in _RESPONSES:
+                failed = message.get("status", 101) >= 400
                 message["headers"] = [*message.get("headers", ()), header]
                 if message.get("status") == 405:
                     message["headers"] = [allow_head(*pair) for pair in message["headers"]]
@@ -91,6 +95,11 @@ class Service:
             if kind == "http" and not logged:
                 await internal_error(without_body(respond) if head else respond)
             raise
+        finally:
+            if failed and has_large_body(scope):
+                # A framework's exception and the half file of an upload may refer to each other:
+                # the file would stay in /tmp until a collection.
+                gc.collect()
 
     async def identify(self, scope: Scope) -> str:
         """Correct address and scheme in place from a trusted peer's headers; the request's id."""
@@ -129,6 +138,12 @@ class Service:
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers]
         await send({"type": "http.response.start", "status": status, "headers": encoded})
         await send({"type": "http.response.body", "body": body})
+
+
+def has_large_body(scope: Scope) -> bool:
+    """Whether the request's body is large, or has no length."""
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or int(headers.get(b"content-length", 0)) > _SMALL_BODY
 
 
 def allow_head(name: bytes, value: bytes) -> tuple[bytes, bytes]:
