@@ -34,6 +34,7 @@ up-docker:
 	@docker compose ps --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}'
 dev-docker:
 	@python3 -m checks.variables
+	@python3 -m checks.readable
 	docker compose -f docker-compose.yml -f deploy/dev.yml up --build --remove-orphans
 down-docker:
 	docker compose --profile '*' down --remove-orphans

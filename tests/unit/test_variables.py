@@ -175,7 +175,9 @@ def test_the_shell_wins_over_the_file(tmp_path: Path) -> None:
     assert starts == ["environment: MEMORY='2'", ".env: PIDS='1'"]
 
 
-@pytest.mark.parametrize("module", ["checks.variables", "deploy.failures", "deploy.base_images"])
+@pytest.mark.parametrize(
+    "module", ["checks.variables", "checks.readable", "deploy.failures", "deploy.base_images"]
+)
 def test_an_old_python_is_enough(module: str) -> None:
     """The Python of the machine runs it, which may be older than the one of the images."""
     program = next((path for path in OLD_PYTHONS if path.is_file()), None)
