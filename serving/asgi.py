@@ -143,7 +143,8 @@ class Service:
 def has_large_body(scope: Scope) -> bool:
     """Whether the request's body is large, or has no length."""
     headers = dict(scope["headers"])
-    return b"transfer-encoding" in headers or int(headers.get(b"content-length", 0)) > _SMALL_BODY
+    length = headers.get(b"content-length", b"")
+    return b"transfer-encoding" in headers or (length.isdigit() and int(length) > _SMALL_BODY)
 
 
 def allow_head(name: bytes, value: bytes) -> tuple[bytes, bytes]:
