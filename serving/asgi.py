@@ -24,7 +24,7 @@ _RESPONSES = frozenset({"http.response.start", "websocket.accept", "websocket.ht
 _WEBSOCKET_STATUS = {"websocket.accept": 101, "websocket.close": 403}
 _SECURE = {"http": "https", "websocket": "wss"}
 # Bytes of a body that no framework writes to a temporary file.
-_SMALL_BODY = 64 * 1024
+_SMALL_BODY = 500 * 1024
 
 logger = logging.getLogger(__name__)
 

@@ -39,8 +39,8 @@ __all__ = [
 
 # Seconds after which a rest of a body that the application did not read is given up.
 UNREAD_BODY_SECONDS = 1
-# Bytes of a body that no framework writes to a temporary file.
-SMALL_BODY = 64 * 1024
+# Bytes of a body that no framework writes to a temporary file; Werkzeug has the smallest limit.
+SMALL_BODY = 500 * 1024
 
 # The address is gunicorn.conf.py's; here its port is checked.
 port = settings.integer("PORT", 8000, minimum=0, maximum=65535)
