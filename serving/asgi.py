@@ -42,8 +42,8 @@ class Service:
         kind = scope["type"]
         if kind not in _SECURE:
             return await self.app(scope, receive, send)
-        if kind == "http" and scope["path"] in health.PATHS and scope["method"] in ("GET", "HEAD"):
-            return await self.probe(scope["path"], send)
+        if kind == "http" and scope["path"] in health.PATHS:
+            return await self.probe(scope["path"], scope["method"], send)
         start = perf_counter()
         identity = await self.identify(scope)
         peers.request_id.set(identity)
@@ -131,12 +131,13 @@ class Service:
             scope["scheme"] = _SECURE[scope["type"]] if scheme == b"https" else plain
         return peers.request_id_for(candidate)
 
-    async def probe(self, path: str, send: Send) -> None:
+    async def probe(self, path: str, method: str, send: Send) -> None:
         """Answer /livez or /readyz."""
-        failures = await self.checks.failures() if path == health.READY else {}
-        status, headers, body = health.answer(path, failures)
+        allowed = method in health.METHODS
+        failures = await self.checks.failures() if allowed and path == health.READY else {}
+        status, headers, body = health.answer(path, failures) if allowed else health.not_allowed()
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers]
-        await send({"type": "http.response.start", "status": status, "headers": encoded})
+        await send({"type": "http.response.start", "status": status.value, "headers": encoded})
         await send({"type": "http.response.body", "body": body})
 
 

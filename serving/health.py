@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
@@ -23,6 +24,7 @@ from serving import settings
 
 LIVE, READY = "/livez", "/readyz"
 PATHS = (LIVE, READY)
+METHODS = ("GET", "HEAD")
 
 # Seconds that `python -m serving.health` waits for one answer.
 PROBE_TIMEOUT = 4
@@ -184,7 +186,10 @@ class AsyncChecks:
         results.finish(errors)
 
 
-def answer(path: str, failures: Mapping[str, str]) -> tuple[int, list[tuple[str, str]], bytes]:
+Answer = tuple[HTTPStatus, list[tuple[str, str]], bytes]
+
+
+def answer(path: str, failures: Mapping[str, str]) -> Answer:
     """Status, headers and JSON body of a probe; `failures` are the checks that failed, and why."""
     failed = dict(failures)
     if path == READY and draining():
@@ -195,7 +200,18 @@ def answer(path: str, failures: Mapping[str, str]) -> tuple[int, list[tuple[str,
         ("Content-Length", str(len(body))),
         ("Cache-Control", "no-store"),
     ]
-    return 503 if failed else 200, headers, body
+    return HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK, headers, body
+
+
+def not_allowed() -> Answer:
+    """The same of a probe with another method than METHODS."""
+    body = json.dumps({"title": "Method Not Allowed", "status": 405}).encode()
+    headers = [
+        ("Content-Type", "application/problem+json"),
+        ("Content-Length", str(len(body))),
+        ("Allow", ", ".join(METHODS)),
+    ]
+    return HTTPStatus.METHOD_NOT_ALLOWED, headers, body
 
 
 def ask(url: str) -> str:

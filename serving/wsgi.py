@@ -37,8 +37,8 @@ class Service:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a probe, or let the application answer."""
         # Before the application: a probe's Host header is an address that it may refuse.
-        if environ["PATH_INFO"] in health.PATHS and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            return self.probe(environ["PATH_INFO"], start_response)
+        if environ["PATH_INFO"] in health.PATHS:
+            return self.probe(environ["PATH_INFO"], environ["REQUEST_METHOD"], start_response)
         identity = self.identify(environ)
         environ["HTTP_X_REQUEST_ID"] = identity
         peers.request_id.set(identity)
@@ -103,11 +103,12 @@ class Service:
             environ["wsgi.url_scheme"] = scheme
         return peers.request_id_for(environ.get("HTTP_X_REQUEST_ID"))
 
-    def probe(self, path: str, start_response: StartResponse) -> Iterable[bytes]:
+    def probe(self, path: str, method: str, start_response: StartResponse) -> Iterable[bytes]:
         """Answer /livez or /readyz."""
-        failures = self.checks.failures() if path == health.READY else {}
-        status, headers, body = health.answer(path, failures)
-        start_response("200 OK" if status == 200 else "503 Service Unavailable", headers)
+        allowed = method in health.METHODS
+        failures = self.checks.failures() if allowed and path == health.READY else {}
+        status, headers, body = health.answer(path, failures) if allowed else health.not_allowed()
+        start_response(f"{status.value} {status.phrase}", headers)
         return [body]
 
 
