@@ -14,11 +14,10 @@ from typing import override
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from serving import peers
+from serving.uvicorn.malformed import bad_request
 from serving.uvicorn.supported import check_attributes, check_overrides
 
 INVALID_TEXT = 1007  # the close code for "not UTF-8" (RFC 6455, section 7.4.1)
-
-BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 logger = logging.getLogger(__name__)
 # Without the stock class's lines at level info.
@@ -31,7 +30,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     @override
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]  # Uvicorn's own
-        check_attributes(self, "logger", "frames", "curr_msg_data_type", "conn", "handshake_initiated")
+        check_attributes(
+            self, "client", "logger", "frames", "curr_msg_data_type", "conn", "handshake_initiated"
+        )
         check_attributes(self.conn, "handshake_exc", "logger")
         self.logger = self.conn.logger = logger
 
@@ -41,7 +42,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().data_received(data)
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
             self.logger.warning("Invalid WebSocket request received.")
-            self.transport.write(BAD_REQUEST)
+            self.transport.write(bad_request(self.client))
             self.transport.close()
 
     @override
