@@ -183,14 +183,14 @@ def test_a_response_that_breaks_off_leaves_no_secret_in_the_log(containers: Cont
         return False
 
     def lines(words: str) -> list[str]:
-        return [line for line in containers.log("edge").splitlines() if "/cut?" in line and words in line]
+        return [line for line in containers.log("edge").splitlines() if '"/cut"' in line and words in line]
 
     containers.neighbour(name, "python", "-c", REPLICA, "breaks off")
     try:
         poll(is_cut_off, 60)
         cut_off = poll(lambda: lines('"status":200'))
         assert [line for line in cut_off if not re.search('"duration":0,.*"request_id":"', line)] == []
-        assert lines("of-the-") == []
+        assert "of-the-" not in containers.log("edge")
     finally:
         run("docker", "rm", "--force", name)
 
