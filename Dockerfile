@@ -56,6 +56,8 @@ RUN DJANGO_SECRET_KEY=build python -m wsgi_app.django_site collectstatic --noinp
 RUN python -m compileall -q . && chmod -R go=rX .
 
 FROM runtime AS django
+# Its name in JSON log lines.
+ENV SERVICE=django
 COPY --link --from=django-build /venv /venv
 COPY --link --from=django-build /app /app
 CMD ["python", "-m", "serving.gunicorn", "wsgi_app.django_site.wsgi"]
@@ -72,6 +74,7 @@ COPY wsgi_app/flask_site wsgi_app/flask_site
 RUN python -m compileall -q . && chmod -R go=rX .
 
 FROM runtime AS flask
+ENV SERVICE=flask
 COPY --link --from=flask-build /venv /venv
 COPY --link --from=flask-build /app /app
 CMD ["python", "-m", "serving.gunicorn", "wsgi_app.flask_site"]
@@ -88,6 +91,7 @@ COPY asgi_app asgi_app
 RUN python -m compileall -q . && chmod -R go=rX .
 
 FROM runtime AS fastapi
+ENV SERVICE=fastapi
 COPY --link --from=fastapi-build /venv /venv
 COPY --link --from=fastapi-build /app /app
 CMD ["python", "-m", "serving.uvicorn"]
@@ -99,6 +103,7 @@ RUN --mount=type=cache,target=/cache --mount=type=secret,id=ca \
 
 # FastAPI again, with Gunicorn managing Uvicorn workers: FASTAPI_TARGET=fastapi-hybrid
 FROM runtime AS fastapi-hybrid
+ENV SERVICE=fastapi
 COPY --link --from=fastapi-hybrid-build /venv /venv
 COPY --link --from=fastapi-build /app /app
 # One worker per CPU, and no recycling: see serving/sizing.py.

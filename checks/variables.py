@@ -166,6 +166,7 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "MAX_BODY": (lambda name: settings.size(name, 0), "1MiB"),
     "DRAIN_SECONDS": (lambda _: settings.drain_seconds(), "2"),
     "EDGE_TRANSFER_TIMEOUT": (transfer_time, "24h"),
+    "LOG_FORMAT": (lambda name: settings.choice(name, ("plain", "json"), "plain"), "plain"),
     "CPUS": (cpus, "1.0"),
     "MEMORY": (memory, "512m"),
     "TMP_SIZE": (tmp_size, "128m"),

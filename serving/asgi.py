@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from time import perf_counter
 from typing import Any
 
-from serving import health, logs, peers
+from serving import health, logs, peers, routes
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -49,6 +49,11 @@ class Service:
         peers.request_id.set(identity)
         header = (_REQUEST_ID, identity.encode())
         scope["headers"].append(header)
+        head = scope.get("method") == "HEAD"
+        # HEAD is GET without a body (RFC 9110, section 9.3.2), also where a framework answers it with
+        # 405. The server keeps the original scope.
+        seen = {**scope, "method": "GET"} if head else scope
+        routes.current.set("")
         logged = failed = False
 
         async def respond(message: Message) -> None:
@@ -56,6 +61,8 @@ class Service:
             event = message["type"]
             if event in _RESPONSES:
                 failed = message.get("status", 101) >= 400
+                if logs.JSON:
+                    routes.current.set(routes.of_scope(seen))
                 message["headers"] = [*message.get("headers", ()), header]
                 if message.get("status") == 405:
                     message["headers"] = [allow_head(*pair) for pair in message["headers"]]
@@ -77,14 +84,8 @@ class Service:
                 gone = not complete
             return message
 
-        head = scope.get("method") == "HEAD"
         try:
-            if head:
-                # HEAD is GET without a body (RFC 9110, section 9.3.2), also where a framework answers
-                # it with 405. The server keeps the original scope.
-                await self.app({**scope, "method": "GET"}, listen, without_body(respond))
-            else:
-                await self.app(scope, listen, respond)
+            await self.app(seen, listen, without_body(respond) if head else respond)
         except Exception:
             if gone:
                 # Frameworks raise when a client leaves in the middle of its body. No client may fill
@@ -105,7 +106,7 @@ class Service:
         """Correct address and scheme in place from a trusted peer's headers; the request's id."""
         client = scope.get("client")
         peer = client[0] if client else ""
-        hops, scheme, candidate, headers = [], b"", None, []
+        hops, scheme, candidate, headers, traces = [], b"", None, [], []
         for name, value in scope["headers"]:
             if name == _REQUEST_ID:
                 candidate = value.decode("latin-1")
@@ -114,8 +115,11 @@ class Service:
                 hops.append(value.decode("latin-1"))
             elif name == b"x-forwarded-proto":
                 scheme = value
+            elif name == b"traceparent":
+                traces.append(value.decode("latin-1"))
             headers.append((name, value))
         scope["headers"] = headers
+        peers.trace_id.set(peers.trace_id_for(",".join(traces)))
         if hops and (lookup := self.trusted.lookup(peer)):
             await asyncio.wait([asyncio.wrap_future(lookup)], timeout=peers.LOOKUP_WAIT)
         if client:
@@ -187,6 +191,6 @@ def log(scope: Scope, message: Message, seconds: float) -> None:
     client = scope["client"][0] if scope.get("client") else "-"
     query = scope["query_string"].decode("latin-1")
     status = message.get("status") or _WEBSOCKET_STATUS[message["type"]]
-    headers = message.get("headers", ())
+    headers, route = message.get("headers", ()), routes.current.get()
     size = next((value.decode("latin-1") for name, value in headers if name == b"content-length"), "-")
-    logs.access(client, scope.get("method", "GET"), scope["path"], query, status, size, seconds)
+    logs.access(client, scope.get("method", "GET"), scope["path"], query, status, size, seconds, route)

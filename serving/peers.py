@@ -19,6 +19,8 @@ from serving import settings
 
 # The request that this thread or task works on, for every log line that it writes.
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
+# The trace that the request belongs to, by its `traceparent` header.
+trace_id: ContextVar[str] = ContextVar("trace_id", default="")
 
 # Headers that only a proxy may send; those of other peers are removed.
 FORWARDED = (
@@ -45,6 +47,8 @@ LOOKUP_WAIT = 1
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{8,128}", re.ASCII)
 # The last label has a letter; otherwise a mistyped address would be taken for a name.
 _HOST_NAME = re.compile(r"([a-z0-9_-]+\.)*[a-z0-9_-]*[a-z][a-z0-9_-]*", re.IGNORECASE)
+# Version, trace, parent and flags (https://www.w3.org/TR/trace-context/). The edge has the same pattern.
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 # An address with a port, as some load balancers write it: 203.0.113.7:51234 or [2001:db8::1]:443.
 _WITH_PORT = re.compile(r"(?P<v4>[0-9.]+):[0-9]{1,5}|\[(?P<v6>[0-9A-Fa-f:.]+)\](:[0-9]{1,5})?")
 
@@ -198,3 +202,9 @@ def request_id_for(candidate: str | None) -> str:
         return candidate
     # An id is no secret: without a system call, and reseeded in each forked worker.
     return f"{random.getrandbits(128):032x}"
+
+
+def trace_id_for(traceparent: str | None) -> str:
+    """The id in a `traceparent` header (W3C Trace Context); "" for none and for a malformed one."""
+    found = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
+    return found[1] if found else ""

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from serving import health, peers, settings
+from serving import health, logs, peers, routes, settings
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -42,8 +42,12 @@ class Service:
         identity = self.identify(environ)
         environ["HTTP_X_REQUEST_ID"] = identity
         peers.request_id.set(identity)
+        peers.trace_id.set(peers.trace_id_for(environ.get("HTTP_TRACEPARENT")))
+        routes.current.set("")
 
         def respond(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            if logs.JSON:
+                routes.current.set(routes.of_environ(environ))
             return start_response(status, [*headers, ("X-Request-ID", identity)], *error)
 
         in_chunks = "HTTP_TRANSFER_ENCODING" in environ

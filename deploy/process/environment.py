@@ -45,5 +45,7 @@ def of_service(root: Path, service: str) -> dict[str, str]:
         "PORT": general[f"{service.upper()}_PORT"],
         # No edge is in front that would have to notice.
         "DRAIN_SECONDS": "0",
+        # Its name in JSON log lines, as each image has it.
+        "SERVICE": service,
     }
     return general | read(root / f".env.{service}") | dict(os.environ) | own

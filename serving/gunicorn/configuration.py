@@ -17,7 +17,7 @@ from typing import Any
 import gunicorn.http.wsgi
 from gunicorn.instrument.statsd import Statsd
 
-from serving import logs, peers, settings, sizing
+from serving import logs, peers, routes, settings, sizing
 from serving.gunicorn import internals
 
 __all__ = [
@@ -91,14 +91,24 @@ class Logger(Statsd):  # type: ignore[misc]  # Gunicorn has no types
         if failed and unsent and not internals.answering_error.get():
             return
         path = environ.get("PATH_INFO") or getattr(req, "path", None) or "-"
+        if logs.JSON:
+            # WSGI has the bytes of the path as characters (PEP 3333); some frameworks replace them.
+            with contextlib.suppress(UnicodeError):
+                path = path.encode("latin-1").decode()
+        # The kernel sends a file (sendfile) without counting.
+        size = resp.sent
+        if type(resp) is gunicorn.http.wsgi.Response and not (size or failure):
+            bodiless = environ.get("REQUEST_METHOD") == "HEAD" or resp.status_code in (204, 304)
+            size = 0 if bodiless else resp.response_length or 0
         logs.access(
             environ.get("REMOTE_ADDR") or "-",
             environ.get("REQUEST_METHOD") or "-",
             path,
             environ.get("QUERY_STRING") or "",
             str(resp.status or "-").split()[0],
-            resp.sent,
+            size,
             request_time.total_seconds(),
+            routes.current.get(),
         )
         if self.cfg.statsd_host:
             self.timer("gunicorn.request.duration", request_time.total_seconds() * 1000)
@@ -155,6 +165,8 @@ def post_fork(server: Any, worker: Any) -> None:
 def pre_request(worker: Any, req: Any) -> None:
     """Forget the request that this thread served before."""
     peers.request_id.set("-")
+    peers.trace_id.set("")
+    routes.current.set("")
 
 
 def post_request(worker: Any, req: Any, environ: dict[str, Any], resp: Any) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 
 import gunicorn.reloader
 import gunicorn.workers.base
+from gunicorn.arbiter import Arbiter
 
+from serving import logs
 from serving.gunicorn import internals
 
 # Seconds between two looks at all files.
@@ -65,7 +67,8 @@ class Reloadable:
     def load_wsgi(self) -> None:
         """Load the application; under `--reload`, when that fails, wait for an edit and end."""
         if self.reloader is None:
-            super().load_wsgi()  # type: ignore[misc]  # the worker class's
+            with logs.uncaught(Arbiter.WORKER_BOOT_ERROR):
+                super().load_wsgi()  # type: ignore[misc]  # the worker class's
             return
         internals.require(self.reloader, "_callback")
         self.reloader = Reloader(self.cfg.reload_extra_files, self.reloader._callback)

@@ -131,7 +131,8 @@ def config_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def load(options: Mapping[str, Any]) -> None:
     """Load the application as each worker does first; a failure ends the process."""
     sys.path.insert(0, options["app_dir"] or ".")
-    uvicorn.Config(**config_options(options) | {"workers": 1, "reload": False}).load()
+    with logs.uncaught():
+        uvicorn.Config(**config_options(options) | {"workers": 1, "reload": False}).load()
 
 
 def require_loadable(options: Mapping[str, Any]) -> None:

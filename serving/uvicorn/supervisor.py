@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +34,7 @@ from uvicorn.server import Server
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 from uvicorn.supervisors.statreload import StatReload
 
-from serving import health
+from serving import health, logs
 from serving.uvicorn.supported import check_attributes, check_overrides
 
 # Seconds between two rounds of Multiprocess.run.
@@ -83,6 +84,12 @@ class ObservedServer(Server):
         self.loop: asyncio.AbstractEventLoop | None = None
         self.stop_at: float | None = None  # when the drain ends
         self.descriptors = FileDescriptors()
+
+    @override
+    def run(self, sockets: list[socket] | None = None) -> None:
+        """Serve; as JSON, an exception is one line also in a worker process."""
+        with logs.uncaught():
+            super().run(sockets)
 
     @override
     async def serve(self, sockets: list[socket] | None = None) -> None:
@@ -147,8 +154,13 @@ class ObservedServer(Server):
                     loop.call_soon_threadsafe(answered.set)
             silent += 1
             time.sleep(ROUND)
-        logger.error("The event loop is blocked here; exiting")
-        faulthandler.dump_traceback()
+        if logs.JSON:
+            frame = sys._current_frames()[threading.main_thread().ident or 0]
+            stack = "".join(traceback.format_stack(frame))
+            logger.error("The event loop is blocked here; exiting", extra={"stack": stack})
+        else:
+            logger.error("The event loop is blocked here; exiting")
+            faulthandler.dump_traceback()
         os._exit(1)
 
 

@@ -17,7 +17,7 @@ def clone(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
     quick = {"healthcheck": {"interval": "2s", "timeout": "5s", "retries": 2}}
     (directory / "quick.yml").write_text(json.dumps({"services": dict.fromkeys(PROGRAMS, quick)}))
     stack = Clone(directory / "repository", directory / "quick.yml")
-    (stack.directory / ".env").write_text("PORT=9999\nMEMORY=640m\n")
+    (stack.directory / ".env").write_text("PORT=9999\nMEMORY=640m\nLOG_FORMAT=json\n")
     for service in PROGRAMS:
         (stack.directory / f".env.{service}").write_text("WORKLOAD=io\n")
     try:

@@ -5,6 +5,7 @@ import ipaddress
 import json
 import re
 
+import httpx2
 import pytest
 
 from tests.support.commands import answers, poll, run
@@ -86,6 +87,42 @@ def test_a_boot_logs_no_complaint(clone: Clone) -> None:
     for service, log in clone.boot.items():
         assert log.strip(), f"{service} printed nothing"
         assert complaints(log) == [], log
+
+
+def test_every_line_is_an_event(clone: Clone) -> None:
+    """With LOG_FORMAT=json: of the edge, of every service and of the migration, with the same fields."""
+    names = {name: name for name in clone.services}
+    names |= {"migrate": "django"}
+    for service, log in clone.boot.items():
+        for line in log.splitlines():
+            event = json.loads(line.partition("| ")[2])
+            assert event.keys() >= {"time", "level", "message", "service"}, line
+            assert re.fullmatch(r"[\d-]{10}T[\d:]{8}\.\d{3}\+00:00", event["time"]), line
+            assert event["service"] == names[service]
+
+
+@pytest.mark.parametrize("service", PROGRAMS)
+def test_a_request_is_found_in_the_edge_and_in_the_service(clone: Clone, service: str) -> None:
+    """By its id; both lines have the same fields with the same values."""
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    answer = httpx2.get(f"{clone.urls[service]}/caf%C3%A9?a=secret", headers=headers, trust_env=False)
+    identity = answer.headers["x-request-id"]
+
+    def access(name: str) -> dict | None:
+        lines = clone.compose("logs", "--no-log-prefix", name).splitlines()
+        events = [json.loads(line) for line in lines if identity in line]
+        assert all(event["request_id"] == identity for event in events)
+        return next((event for event in events if event["message"] == "handled request"), None)
+
+    edge, application = (poll(lambda name=name: access(name), log=clone.log) for name in ("edge", service))
+    same = ("client", "method", "path", "status", "trace_id")
+    assert [edge[name] for name in same] == [application[name] for name in same]
+    assert (edge["path"], edge["status"], edge["trace_id"]) == ("/café", 404, trace)
+    for event in (edge, application):
+        assert isinstance(event["bytes"], int), event
+        assert isinstance(event["duration"], float), event
+    assert "secret" not in clone.log()
 
 
 def test_workers_at_the_default_limits(place: tuple[Containers, str]) -> None:

@@ -50,6 +50,7 @@ def refusal(*command: str, **environ: str) -> str:
         ("WORKLOAD", "nonsense", "one of mixed, cpu, io, asyncio"),
         ("WORKER_MEMORY_MB", "512m", "a whole number from 16 to 1048576"),
         ("LOG_LEVEL", "loud", "one of critical, error, warning, info, debug"),
+        ("LOG_FORMAT", "xml", "one of plain, json"),
         ("PORT", "http", PORT),
         ("PORT", "65536", PORT),
         ("FORWARDED_ALLOW_IPS", "10.0.0.256", PROXIES),

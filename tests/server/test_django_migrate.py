@@ -1,5 +1,6 @@
 """Django's `migrate` in a deployment: it waits for PostgreSQL, and only one runs at a time."""
 
+import json
 import os
 import re
 import subprocess
@@ -48,6 +49,14 @@ def test_it_waits_for_a_database_that_is_not_up_yet(postgres: Postgres, tmp_path
         postgres.start()
     assert migration.wait(60) == 0, (tmp_path / "log").read_text()
     assert (tmp_path / "log").read_text().count("waiting for the database") == 1
+
+
+def test_it_logs_json(tmp_path: Path) -> None:
+    """As the servers do, also what Django prints."""
+    environ = {"DATA_DIR": str(tmp_path), "LOG_FORMAT": "json", "SERVICE": "django"}
+    output = run(*MIGRATE, env=os.environ | environ)
+    messages = [json.loads(line)["message"] for line in output.splitlines()]
+    assert "  Applying guestbook.0001_initial... OK" in messages
 
 
 @pytest.mark.parametrize("database", ["postgres", "sqlite"])

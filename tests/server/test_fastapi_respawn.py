@@ -1,5 +1,6 @@
 """A worker that cannot start ends the server only while no worker has ever been ready."""
 
+import json
 import os
 import re
 import signal
@@ -135,3 +136,19 @@ def test_a_unix_socket_is_removed(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGTERM)
         assert server.exit_code() == 0, server.log()
     assert not path.exists()
+
+
+def test_a_worker_that_cannot_import_the_application_logs_one_line_of_json(tmp_path: Path) -> None:
+    """Although the trial before it could: multiprocessing itself would print a traceback."""
+    (tmp_path / "second.py").write_text(
+        "import pathlib\n"
+        "if pathlib.Path('tried').exists():\n    raise ValueError('intended')\n"
+        "pathlib.Path('tried').touch()\n"
+        "async def app(scope, receive, send): pass\n"
+    )
+    flags = ("second:app", "--workers", "2", "--log-config", str(ROOT / "serving/logging.json"))
+    environ = {"LOG_FORMAT": "json", "HOST": "127.0.0.1", "PYTHONPATH": str(ROOT)}
+    with Server("serving.uvicorn", *flags, cwd=tmp_path, **environ) as server:
+        assert server.exit_code(60) == 3, server.log()
+        events = [json.loads(line) for line in server.log().splitlines()]
+        assert any("ValueError: intended" in event.get("exception", "") for event in events), server.log()

@@ -290,7 +290,7 @@ def assert_workers(stack: Containers, service: str) -> None:
 
 def complaints(log: str) -> list[str]:
     """The lines that an operator would look into; Caddy warns of settings that are meant as they are."""
-    pattern = re.compile(r"\b(WARN(ING)?|ERROR|CRITICAL)\b|Traceback|\"level\":\"(?!info|warn)")
+    pattern = re.compile(r"\b(WARN(ING)?|ERROR|CRITICAL)\b|Traceback|\"level\": ?\"(?!info|warn\")")
     return [line for line in log.splitlines() if pattern.search(line)]
 
 

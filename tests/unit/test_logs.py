@@ -1,14 +1,16 @@
 """Log lines: one time zone, no secrets of a query string, nothing that a client wrote."""
 
 import json
+import logging
 import os
 import re
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
-from serving import logs
+from serving import logs, peers
 from tests.support.commands import ROOT, run
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00"
@@ -74,6 +76,76 @@ def test_a_brief_handler_writes_one_line_at_warning() -> None:
     (line,) = run(sys.executable, "-c", program).splitlines()
     assert re.match(rf"{TIME} WARNING \[\d+\] \[-\] strangers\.host: no a\\nba", line), line
     assert len(line) < 620
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "trace"),
+    [
+        (f"00-{'0af7' * 8}-b7ad6b7169203331-01", "0af7" * 8),
+        (f"cc-{'f' * 32}-b7ad6b7169203331-00", "f" * 32),
+        (f"00-{'0' * 32}-b7ad6b7169203331-01", ""),
+        (f"00-{'0AF7' * 8}-b7ad6b7169203331-01", ""),
+        (f"00-{'0af7' * 8}-b7ad6b7169203331", ""),
+        (f"00-{'0af7' * 8}-b7ad6b7169203331-01\n", ""),
+        (f"00-{'0af7' * 8}-b7ad6b7169203331-01," * 2, ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_only_a_well_formed_trace_counts(traceparent: str | None, trace: str) -> None:
+    """32 hexadecimal digits that are not all zero, in the header that W3C Trace Context describes."""
+    assert peers.trace_id_for(traceparent) == trace
+
+
+def event(message: object = "text", **extra: object) -> dict:
+    """What a record is as JSON."""
+    record = logging.LogRecord("any", logging.INFO, "file", 1, message, (), None)
+    vars(record).update(extra)
+    line = logs.JSONLine().format(record)
+    assert line.isprintable()
+    assert len(line) < 16 * 1024
+    return json.loads(line)
+
+
+def test_a_record_is_one_object() -> None:
+    """With the same fields in the same order; without a request, there is no id."""
+    assert list(event()) == ["time", "level", "logger", "message", "worker"]
+    assert re.fullmatch(TIME, event()["time"])
+
+
+def test_an_extra_replaces_no_field() -> None:
+    """It is added, unless it would be a colour, or the text of a request with its query."""
+    extra = {
+        "level": "a",
+        "time": "b",
+        "request_id": "d",
+        "color_message": "e",
+        "request": "f",
+    }
+    assert event(**extra, order=7) == event() | {"time": ANY, "order": 7}
+
+
+@pytest.mark.parametrize(
+    "message", ["x" * 10**6, "\x00" * 10**6, "é\u2028\udc80\n" * 10**5, "\U0001f600" * 10**5]
+)
+def test_a_long_message_is_cut(message: str) -> None:
+    """So that a line stays one line for the engine, whatever its characters need as JSON."""
+    assert event(message)["message"].startswith(message[:100].replace("\udc80", "?"))
+    assert len(event("short", dump=[message])) == 6
+
+
+def test_the_end_of_a_long_traceback_stays() -> None:
+    """It names the exception."""
+    try:
+        {}["x" * 40_000 + "the end"]
+    except KeyError:
+        assert event(exc_info=sys.exc_info())["exception"].endswith("the end'")
+
+
+@pytest.mark.parametrize("value", [{1}, float("inf"), object(), {"a": {(1, 2): 3}}, b"\xff"], ids=str)
+def test_a_value_that_json_has_not_becomes_text(value: object) -> None:
+    """Instead of an exception, or of a word that is no JSON."""
+    assert event(value=value)["value"] == str(value)
 
 
 def test_the_configuration_names_classes_that_exist() -> None:

@@ -122,6 +122,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
 ]
 MIDDLEWARE = [
+    "wsgi_app.django_site.middleware.name_route",
     "wsgi_app.django_site.middleware.secure_cookies",
     "django.middleware.security.SecurityMiddleware",
     # Right behind it: a static file needs nothing of what follows.

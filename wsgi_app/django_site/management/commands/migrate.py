@@ -1,8 +1,10 @@
 """Django's own `migrate`, for deployments: it waits for the database, and one runs at a time."""
 
 import fcntl
+import io
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +14,37 @@ from django.core.management.commands import migrate
 from django.db import OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from serving import logs
+
 SECONDS = 60
 # Any number that no other program uses for an advisory lock of the same database.
 LOCK = 0x6D696772617465  # "migrate"
 
 
+class Records(io.TextIOBase):
+    """A stream whose lines become log records."""
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self.log, self.rest = log, ""
+
+    def write(self, text: str) -> int:
+        """Log the lines that are complete."""
+        *lines, self.rest = f"{self.rest}{text}".split("\n")
+        for line in filter(str.strip, lines):
+            self.log(line)
+        return len(text)
+
+
 class Command(migrate.Command):
     """Wait up to a minute for a database that is starting, then migrate."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """With LOG_FORMAT=json, print JSON as the servers do."""
+        if logs.JSON:
+            logs.configure()
+            logger = logging.getLogger(__name__)
+            options = {"stdout": Records(logger.info), "stderr": Records(logger.error)} | options
+        super().__init__(*arguments, **options)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run the command with the database's lock."""
