@@ -47,7 +47,7 @@ def test_the_table_is_complete() -> None:
     """Each size and duration of the edge that a client can notice has its row."""
     text = (ROOT / "deploy/edge/Caddyfile").read_text()
     limits = re.findall(r"^\t+(\w+ [\d.]+(?:KiB|MiB|s|m))$", text, re.MULTILINE)
-    inner = r"keepalive|dial_|health_"
+    inner = r"keepalive|dial_|health_|refresh"
     assert len(limits) > 3
     assert [limit for limit in limits if not re.match(inner, limit)] == [
         setting for limit in limits for file, setting in ROWS if setting == limit
