@@ -79,6 +79,7 @@ lint: .venv/test ## Run the linters and the type checker
 	.venv/bin/hadolint Dockerfile
 	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/dev.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/swarm/stack.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	.venv/bin/zizmor --offline --strict-collection --quiet --persona pedantic .github
@@ -92,7 +93,7 @@ clean: ## Remove the environment, the caches and the logs; data stays
 	rm -rf .venv .run .*_cache .hypothesis wsgi_app/*/staticfiles
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One environment for everything outside containers. A file in it marks what is installed.
 TOOLS := $(wildcard requirements/test.txt requirements/lint.txt requirements/bench.txt)
@@ -104,4 +105,4 @@ TOOLS := $(wildcard requirements/test.txt requirements/lint.txt requirements/ben
 	@touch $@
 .venv/bin/python:
 	@sh deploy/process/create-venv
-include $(wildcard */targets.mk) # of folders that bring their own
+include $(wildcard */targets.mk */*/targets.mk) # of folders that bring their own

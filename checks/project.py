@@ -23,6 +23,7 @@ from serving import sizing
 from serving.settings import SettingError
 
 COMPOSE_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
+STACK_FILE = "deploy/swarm/stack.yml"
 SUPERVISOR_FILES = ("deploy/process/supervisord.conf", "deploy/supervisord.conf", "supervisord.conf")
 CADDY_FILES = ("deploy/edge/Caddyfile", "Caddyfile")
 PROXY = re.compile("caddy|envoy|haproxy|httpd|nginx|traefik")
@@ -212,6 +213,7 @@ class Project:
             for container in self.containers:
                 self.read_command(container)
         self.read_lone_files()
+        self.stack = self.read_stack(options)
         self.edge = next((it for it in self.containers if it.is_proxy and it.definition), None)
         self.caddyfile = self.read_caddyfile()
         self.programs = self.read_supervisor()
@@ -223,13 +225,28 @@ class Project:
         elif not has_compose():
             self.not_checked.append(f"{self.compose_file}: no Docker Compose here to resolve it")
         else:
-            words = ["docker", "compose", "--profile", "*", *options, "config", "--format", "json"]
-            found = subprocess.run(words, cwd=self.directory, capture_output=True, text=True)  # noqa: S603  no shell
-            if not found.returncode:
-                return dict(json.loads(found.stdout)["services"])
-            error = found.stderr.strip()
-            self.broken.append(f"{self.compose_file}: must be what Compose accepts: {error}")
+            return self.resolve(self.compose_file, ["--profile", "*", *options])
         return {}
+
+    def resolve(self, file: str, options: list[str]) -> dict[str, dict[str, Any]]:
+        """The services of a file as Compose resolves it; reports what Compose does not accept."""
+        words = ["docker", "compose", *options, "config", "--format", "json"]
+        found = subprocess.run(words, cwd=self.directory, capture_output=True, text=True)  # noqa: S603  no shell
+        if not found.returncode:
+            return dict(json.loads(found.stdout)["services"])
+        self.broken.append(f"{file}: must be what Compose accepts: {found.stderr.strip()}")
+        return {}
+
+    def read_stack(self, options: list[str]) -> list[Container]:
+        """The services of the stack for Docker Swarm; their images are those of the Compose file."""
+        if not (self.directory / STACK_FILE).exists() or not has_compose():
+            return []
+        place = ["--project-directory", str(self.directory), "--file", STACK_FILE]
+        stages = {it.name: it.stage for it in self.containers if it.definition}
+        return [
+            Container(name, STACK_FILE, definition, stages.get(name, Stage()))
+            for name, definition in self.resolve(STACK_FILE, [*place, *options]).items()
+        ]
 
     def read_variables(self, options: list[str]) -> dict[str, str]:
         """The variables of .env that checks/variables.py knows; read_compose reports what cannot be read."""

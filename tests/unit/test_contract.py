@@ -59,6 +59,17 @@ def test_env_example_shows_the_defaults_that_compose_has() -> None:
     assert {name: values.get(name) or "" for name in found} == found
 
 
+def test_the_swarm_stack_reads_the_variables_of_compose() -> None:
+    """The same names with the same defaults, without those of ports on loopback and of builds."""
+    stack = (ROOT / "deploy/swarm/stack.yml").read_text()
+    pattern = r"\$\{(\w+)((?::?-[^}$]*)?)"
+    found, expected = set(re.findall(pattern, stack)), set(re.findall(pattern, COMPOSE))
+    loopback = {f"{name.upper()}_PORT" for name in SERVICES}
+    assert found <= expected
+    left = {name for name, _ in expected - found}
+    assert left == loopback | {"EDGE_ADDRESS", "BUILD_CA"}
+
+
 def test_the_examples_list_every_variable_that_is_read() -> None:
     """Each variable of the code and of docker-compose.yml is listed, and no other."""
     reads = r'(?:settings|os)\.(?:text|integer|choice|flag|words|size|origins|environ\.get)\(\s*"(\w+)"'

@@ -1,0 +1,1 @@
+"""The deployment on Docker Swarm."""
