@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from checks import env_files, variables
+from checks import env_files, swarm, variables
 from checks.caddyfile import Directive, size
 from checks.project import Container, Project
 from checks.servers import number, uvicorn_options, worker_memory
@@ -544,6 +544,12 @@ def posture(container: Container) -> Iterator[str]:
             continue
         place = f"{container.file}: {container.name}.deploy.resources.limits.{name}=None"
         yield f"{place}: must be set; change it to a limit"
+
+
+@project_rule
+def swarm_stack(project: Project) -> Iterator[str]:
+    """The stack for Docker Swarm has the posture, limits and times of the Compose file."""
+    yield from swarm.findings(project)
 
 
 # The .env files
