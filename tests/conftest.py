@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ from tests.support.commands import ROOT, RUN, STARTED, lacking
 from tests.support.containers import Containers, remove_leftovers, up_until_teardown
 from tests.support.processes import PROGRAMS, Processes, Stack
 from tests.support.servers import Server
+from tests.support.swarm import Swarm
 
 # Started once per pytest-xdist worker and used by many files: their tests run in the same worker.
 SHARED = [
@@ -35,9 +35,6 @@ BEFORE = pytest.StashKey[tuple[float, int]]()
 def pytest_configure(config: pytest.Config) -> None:
     """Name the run, and register the marks; few of them have to be written at a test."""
     os.environ.setdefault(RUN, secrets.token_hex(3))
-    # A run in the background (nohup, &) ignores both, and so would everything that it starts.
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     if getattr(config.option, "loadgroup", False):
         config.pluginmanager.register(IdWithGroup())
     config.addinivalue_line("markers", "xdist_group(name): tests for one worker of pytest-xdist")
@@ -116,7 +113,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         since, number = item.stash[BEFORE]
         used = {id(value): value for value in [*getattr(item, "funcargs", {}).values(), *STARTED[number:]]}
         for server in used.values():
-            if isinstance(server, Server | Containers | Processes):
+            if isinstance(server, Server | Containers | Processes | Swarm):
                 report.sections.append((f"log of {server.name}", server.recent_log(since)))
     return report
 

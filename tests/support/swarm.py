@@ -1,0 +1,200 @@
+"""The stack of a copy of the repository on a Docker Swarm of one node, and clients of its edge."""
+
+import json
+import os
+import secrets
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import httpx2
+
+from tests.support.commands import HOUSEKEEPING, ROOT, RUN, STARTED, free_port, lacking, poll, run
+
+# The engine's network between the node and the containers of a Swarm; it stays when a node leaves.
+GATEWAY = "docker_gwbridge"
+# What fails is called so sooner than the product calls it.
+FASTER = {"interval: 10s": "interval: 2s", "start_period: 60s": "start_period: 15s"}
+FASTER['EDGE_DRAIN_SECONDS: "10"'] = 'EDGE_DRAIN_SECONDS: "3"'
+CLIENT = "203.0.113.7"
+SECRETS: dict[str, str] = {}
+SECRETS["django-secret-key"] = "of no use elsewhere"
+SECRETS["django-database-url"] = "sqlite:////data/db.sqlite3"
+
+
+class Swarm:
+    """This engine as a Swarm, until `leave`, and a stack on it, with versions 1, 2 and so on."""
+
+    def __init__(self, directory: Path) -> None:
+        if run("docker", "info", "--format", "{{.Swarm.LocalNodeState}}").strip() != "inactive":
+            lacking("this engine is a part of a Swarm already")
+        self.had_gateway = GATEWAY in run("docker", "network", "ls", "--format", "{{.Name}}").split()
+        shutil.copytree(ROOT, directory, ignore=HOUSEKEEPING)
+        self.directory, self.secrets = directory, SECRETS
+        self.name = f"test-{os.environ[RUN]}-{secrets.token_hex(2)}"
+        stack = directory / "deploy/swarm/stack.yml"
+        for old, new in FASTER.items():
+            assert old in stack.read_text()
+            stack.write_text(stack.read_text().replace(old, new))
+        self.environ = os.environ | {
+            "COMPOSE_PROJECT_NAME": self.name,
+            "EDGE_HTTP_PORT": str(free_port()),
+            "EDGE_HTTPS_PORT": str(free_port()),
+            # The clients say that a load balancer has terminated TLS.
+            "EDGE_TRUSTED_PROXIES": "private_ranges",
+        }
+        self.environ.pop("MAKEFLAGS", None)
+        self.url = f"http://127.0.0.1:{self.environ['EDGE_HTTP_PORT']}"
+        self.applications = sorted(path.stem for path in (directory / "deploy/edge/sites").iterdir())
+        STARTED.append(self)
+
+    def start(self) -> None:
+        """Make the Swarm, its secrets and the images, and deploy version 1."""
+        run("docker", "swarm", "init", "--advertise-addr", "127.0.0.1")
+        node = run("docker", "node", "ls", "--quiet").strip()
+        run("docker", "node", "update", "--label-add", "edge=true", node)
+        for name, value in self.secrets.items():
+            run("docker", "secret", "create", f"{self.name}-{name}", "-", input=value)
+        environ = self.environ | {"VERSION": "1"}
+        run("docker", "compose", "build", cwd=self.directory, env=environ, timeout=600)
+        self.deploy("1")
+
+    def deploy(self, version: str, expect: int = 0) -> str:
+        """The output of `make swarm-deploy`."""
+        words = ("make", "swarm-deploy", f"VERSION={version}")
+        return run(*words, cwd=self.directory, env=self.environ, expect=expect, timeout=400)
+
+    def release(self, version: str, **changes: str) -> None:
+        """Make images of a version: those of version 1 with lines of a Dockerfile, by application."""
+        for application in self.applications:
+            image = f"{self.name}-{application}"
+            dockerfile = f"FROM {image}:1\nENV RELEASE={version}\n{changes.get(application, '')}\n"
+            run("docker", "build", "--tag", f"{image}:{version}", "-", input=dockerfile)
+
+    def containers(self, service: str) -> dict[str, str]:
+        """The id of each running container of a service, with its image."""
+        label = f"label=com.docker.swarm.service.name={self.name}_{service}"
+        found = run("docker", "ps", "--no-trunc", "--filter", label, "--format", "{{.ID}} {{.Image}}")
+        return dict(line.split() for line in found.splitlines())
+
+    def images(self) -> dict[str, set[str]]:
+        """The versions that run, by application."""
+        return {
+            name: {image.rpartition(":")[2] for image in self.containers(name).values()}
+            for name in self.applications
+        }
+
+    def healthy(self, service: str) -> list[str]:
+        """The ids of the service's healthy containers."""
+        label = f"label=com.docker.swarm.service.name={self.name}_{service}"
+        options = ("--no-trunc", "--quiet", "--filter", "health=healthy")
+        return run("docker", "ps", *options, "--filter", label).split()
+
+    def inspect(self, service: str) -> list[dict]:
+        """`docker inspect` of the service's containers."""
+        return json.loads(run("docker", "inspect", *self.containers(service)))
+
+    def exec(self, container: str, *command: str) -> str:
+        """The output of a command inside a container."""
+        return run("docker", "exec", container, *command)
+
+    def recent_log(self, since: float) -> str:
+        """The tasks, and what each service has printed since that time."""
+        services = run("docker", "stack", "services", "--format", "{{.Name}}", self.name, expect=None)
+        texts = [run("docker", "stack", "ps", "--no-trunc", self.name, expect=None)]
+        for service in services.split():
+            texts.append(run("docker", "service", "logs", "--since", str(int(since)), service, expect=None))
+        return "\n".join(texts)
+
+    def leave(self) -> None:
+        """Remove everything, and leave the engine as it was."""
+        run("docker", "stack", "rm", self.name, expect=None)
+        label = f"label=com.docker.stack.namespace={self.name}"
+        poll(lambda: not run("docker", "ps", "--all", "--quiet", "--filter", label), 120)
+        run("docker", "swarm", "leave", "--force", expect=None)
+        if not self.had_gateway:
+            run("docker", "network", "rm", GATEWAY, expect=None)
+        volumes = run("docker", "volume", "ls", "--quiet", "--filter", f"name={self.name}_").split()
+        run("docker", "volume", "rm", "--force", *volumes, expect=None)
+        names = ("--filter", f"reference={self.name}-*", "--format", "{{.Repository}}:{{.Tag}}")
+        if images := run("docker", "image", "ls", *names).split():
+            run("docker", "rmi", "--force", *images)
+
+
+class Visitors:
+    """Clients of every application, from `with` to its end: two read, two write."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self.swarm, self.done = swarm, threading.Event()
+        self.answered = 0
+        self.failures: list[str] = []
+        self.failed_at: list[float] = []
+        self.slowest = 0.0
+        self.threads = [
+            threading.Thread(target=self.visit, args=(application, method))
+            for application in swarm.applications
+            for method in ("GET", "POST", "GET", "POST")
+        ]
+
+    def visit(self, application: str, method: str) -> None:
+        """Send requests as a load balancer that has terminated TLS, and look at every answer."""
+        name = f"{application}.localhost"
+        headers = {"host": name, "x-forwarded-for": CLIENT, "x-forwarded-proto": "https"}
+        options = {"base_url": self.swarm.url, "headers": headers, "trust_env": False, "timeout": 60}
+        with httpx2.Client(**options) as client:
+            while not self.done.wait(0.05):
+                begin = time.monotonic()
+                try:
+                    wrong = self.ask(client, application, method)
+                except httpx2.HTTPError as error:
+                    wrong = repr(error)
+                taken = time.monotonic() - begin
+                self.slowest = max(self.slowest, taken)
+                self.answered += 1
+                if wrong:
+                    self.failed_at.append(begin)
+                    self.failures.append(f"{application} {method}, after {taken:.1f} s: {wrong}")
+
+    def ask(self, client: httpx2.Client, application: str, method: str) -> str:
+        """What is wrong with an answer; "" for nothing."""
+        identity = secrets.token_hex(8)
+        if application == "django":
+            return self.ask_django(client, method, identity)
+        if method == "POST":
+            answer = client.post("/echo", json=identity)
+            right = answer.status_code == 200 and answer.json() == {"echo": identity}
+        else:
+            answer = client.get("/")
+            page = answer.json() if answer.status_code == 200 else {}
+            right = (page.get("client"), page.get("scheme")) == (CLIENT, "https")
+        return "" if right else f"{answer.status_code} {answer.text}"
+
+    def ask_django(self, client: httpx2.Client, method: str, identity: str) -> str:
+        """The same for Django, whose cookies are Secure where it trusts the edge."""
+        page = client.get("/")
+        token = page.text.partition('csrfmiddlewaretoken" value="')[2].partition('"')[0]
+        if not token or "Secure" not in page.headers["set-cookie"]:
+            return f"{page.status_code} {page.headers} {page.text}"
+        if method == "GET":
+            return ""
+        form = {"author": "visitor", "message": identity, "csrfmiddlewaretoken": token}
+        headers = {"cookie": f"csrftoken={page.cookies['csrftoken']}", "origin": "https://django.localhost"}
+        answer = client.post("/", data=form, headers=headers)
+        return "" if answer.status_code == 302 else f"{answer.status_code} {answer.text}"
+
+    def __enter__(self) -> "Visitors":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.done.set()
+        for thread in self.threads:
+            thread.join()
+
+    def report(self) -> str:
+        """One line of figures."""
+        between = max(self.failed_at, default=0) - min(self.failed_at, default=0)
+        failed = f"{len(self.failures)} failed" + (f" within {between:.1f} s" if self.failures else "")
+        return f"{self.answered} requests, {failed}, slowest {self.slowest:.2f} s"
