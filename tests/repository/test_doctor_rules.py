@@ -298,7 +298,7 @@ BROKEN = [
         COMPOSE,
         "shared_buffers=64MB",
         "max_connections=30",
-        "database.max_connections=30: must be at least 34 = web (1 + 1) x 2 x 6 + 10; change its command",
+        "database.max_connections=30: must be at least 38 = web (1 + 1) x 2 x 7 + 10; change it to -c max",
     ),
     # The servers.
     (
