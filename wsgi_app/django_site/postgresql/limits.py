@@ -48,7 +48,9 @@ def patience() -> float | None:
     if _request_seconds and not _in_check.get() and now < struct.unpack_from("d", _refused_until)[0]:
         raise RefusedError("the database does not answer the readiness check")
     deadline = _deadline.get()
-    return _request_seconds if deadline is None else max(0.0, deadline - now)
+    if deadline is None:
+        return _request_seconds
+    return min(max(0.0, deadline - now), _request_seconds or USABLE_SECONDS)
 
 
 @contextmanager
