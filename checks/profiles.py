@@ -44,18 +44,14 @@ def problems(services: Services, profiles: str, file: str = ".env") -> Iterator[
                 if not is_active(other, profiles) and names_host(value, host):
                     fix = f"must contain {other['profiles'][0]}, because {name}'s {variable} names {host}"
                     yield f"{place}: {fix}; change one of them"
-        yield from contradictions(name, service, place)
+        yield from postgres_contradictions(name, service.get("environment") or {}, place)
 
 
-def contradictions(name: str, service: Mapping[str, Any], place: str) -> Iterator[str]:
-    """A variable that a profile of the service sets already."""
-    environment = service.get("environment") or {}
-    # Django's PostgreSQL.
-    composed = {"postgres", "*"} & set(str(environment.get("COMPOSE_PROFILES") or "").split(","))
-    for variable in ("DATABASE_URL", "DATABASE_URL_FILE"):
-        if composed and environment.get(variable):
-            fix = f"must be without postgres while {name} has {variable}; change one of them"
-            yield f"{place}: {fix}"
+def postgres_contradictions(name: str, environment: Mapping[str, Any], place: str) -> Iterator[str]:
+    """A database of its own, where the profile brings one."""
+    if {"postgres", "*"} & set(str(environment.get("COMPOSE_PROFILES") or "").split(",")):
+        for variable in [it for it in ("DATABASE_URL", "DATABASE_URL_FILE") if environment.get(it)]:
+            yield f"{place}: must be without postgres while {name} has {variable}; change one of them"
 
 
 def read(directory: Path, *options: str) -> Services:
