@@ -36,6 +36,8 @@ RESERVED_CONNECTIONS = 10
 MAX_CONNECTIONS = 100
 # Threads of a process that serve no request, and processes of a container that are no worker.
 OTHER_THREADS, OTHER_PROCESSES = 4, 10
+# Processes of PostgreSQL that are no connection: its writers, vacuum and parallel workers.
+DATABASE_PROCESSES = 30
 
 ASYNCIO = re.compile("asgi|asyncio|uvicorn|aiohttp", re.IGNORECASE)
 ON = ("1", "true", "yes", "on")
@@ -373,6 +375,18 @@ def database_connections(project: Project) -> Iterator[str]:
             fix = f"POSTGRES_MAX_CONNECTIONS={needed} in .env" if variable else f"-c max_connections={needed}"
             place = f"{database.file}: {database.name}.max_connections={limit}"
             yield f"{place}: must be at least {needed} = {sum_of}; change it to {fix}"
+
+
+@project_rule
+def database_processes(project: Project) -> Iterator[str]:
+    """Each connection is a process, and fits into the limit of processes."""
+    for database in (container for container in project.containers if container.is_postgres):
+        found = re.search(r"max_connections[= ](\d+)", " ".join(database.command))
+        pids, needed = number(database.limits["pids"]), int(found[1]) if found else MAX_CONNECTIONS
+        needed += DATABASE_PROCESSES
+        if pids and needed > pids:
+            fix = f"must be at least {needed} for its connections; change it to {needed} (PIDS)"
+            yield f"{database.file}: {database.name}.pids={pids:g}: {fix}"
 
 
 def uses_database(container: Container, database: str) -> bool:
