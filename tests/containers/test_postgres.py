@@ -12,7 +12,7 @@ import pytest
 from checks.doctor import findings
 from checks.project import Project
 from tests.support.commands import ROOT, answers, poll, run
-from tests.support.containers import Containers
+from tests.support.containers import Containers, up_until_teardown
 
 pytestmark = pytest.mark.slow
 
@@ -21,15 +21,11 @@ pytestmark = pytest.mark.slow
 def switched(engine: None) -> Iterator[Containers]:
     """Django, first created with SQLite and then switched; with no connection more than it needs."""
     stack = Containers(COMPOSE_PROFILES="postgres", POSTGRES_MAX_CONNECTIONS="38")
-    try:
-        stack.environ["COMPOSE_PROFILES"] = ""
-        stack.compose("build", "edge", "django")
-        stack.compose("create", "--no-build", "django")
-        stack.environ["COMPOSE_PROFILES"] = "postgres"
-        stack.up("django")
-        yield stack
-    finally:
-        stack.down()
+    stack.environ["COMPOSE_PROFILES"] = ""
+    stack.compose("build", "edge", "django")
+    stack.compose("create", "--no-build", "django")
+    stack.environ["COMPOSE_PROFILES"] = "postgres"
+    yield from up_until_teardown(stack, "django")
 
 
 def ask(stack: Containers, query: str) -> str:
