@@ -285,7 +285,9 @@ def main() -> None:
     if has_compose():
         values = read(Path())
         found = problems(values)
-        found = found or list(profiles.problems(profiles.read(Path()), values["COMPOSE_PROFILES"]))
+        active = values["COMPOSE_PROFILES"]
+        place = "environment" if active and os.environ.get("COMPOSE_PROFILES") == active else ".env"
+        found = found or list(profiles.problems(profiles.read(Path()), active, place))
     else:
         from deploy.process.environment import deployment
 

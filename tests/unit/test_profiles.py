@@ -1,8 +1,12 @@
 """COMPOSE_PROFILES names profiles that exist, and starts what the services' addresses name."""
 
+import os
+import sys
+
 import pytest
 
-from checks import profiles
+from checks import profiles, variables
+from tests.support.commands import ROOT, lacking, run
 
 SERVICES = {
     "web": {"environment": {"CACHE": "redis://:secret@cache:6379/0", "MODE": "cache"}},
@@ -48,3 +52,13 @@ def test_what_is_wrong_is_named(active: str, expected: list[str]) -> None:
 def test_an_address_names_its_host(value: str, host: str, named: bool) -> None:
     """And not what is in a password or a path."""
     assert profiles.names_host(value, host) == named
+
+
+def test_make_up_refuses_a_profile_that_does_not_exist() -> None:
+    """Compose itself would ignore it."""
+    if not variables.has_compose():
+        lacking("no Docker Compose to resolve docker-compose.yml with")
+    command = (sys.executable, "-m", "checks.variables")
+    said = run(*command, cwd=ROOT, env=os.environ | {"COMPOSE_PROFILES": "nothing"}, expect=1)
+    assert said.startswith("environment: COMPOSE_PROFILES='nothing': nothing must be "), said
+    assert len(said.splitlines()) == 1
