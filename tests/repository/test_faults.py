@@ -440,7 +440,7 @@ def database_hung(stack: Containers, service: str, load: Load) -> float:
     styles = re.search(r'href="(/static/[^"]+[.]css)"', httpx2.get(url, trust_env=False).text)[1]
     pause(stack.container("relay"))
     try:
-        # The edge gives up on what Django has, and later on a request that it held.
+        # Django gives up on what it has, and the edge on a request that it held.
         while not load.refused():
             for path in ("/livez", styles):
                 # /livez may wait once, for a /readyz that waits for the database.
