@@ -93,7 +93,7 @@ clean: ## Remove the environment, the caches and the logs; data stays
 	rm -rf .venv .run .*_cache .hypothesis wsgi_app/*/staticfiles
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One environment for everything outside containers. A file in it marks what is installed.
 TOOLS := $(wildcard requirements/test.txt requirements/lint.txt requirements/bench.txt)

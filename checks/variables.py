@@ -198,6 +198,8 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "POSTGRES_IMAGE": (image, "postgres:18"),
     "PIP_INDEX_URL": (index_url, "https://pypi.example.com/simple"),
     "BUILD_CA": (path, "corporate-ca.pem"),
+    "BACKUP_DIR": (matching("the path of a directory, without ~", r"[^~\n][^\n]*"), "backups"),
+    "BACKUP_KEEP": (whole_number(1, 10_000), "7"),
     "COMPOSE_PROFILES": (profile_names, "one of those in docker-compose.yml"),
     "COMPOSE_PROJECT_NAME": (project_name, "a shorter name"),
     "COMPOSE_COMPATIBILITY": (compatibility, "false"),

@@ -53,6 +53,8 @@ WRONG = {
     "IMAGE": ["python 3", "Python:3.14", "python@sha256:12", "https://registry.example.com/python"],
     "PIP_INDEX_URL": ["pypi.example.com", "file:///x", "https://pypi.example.com/simple extra"],
     "BUILD_CA": ["a,b", "a\nb"],
+    "BACKUP_DIR": ["~/backups", "a\nb"],
+    "BACKUP_KEEP": ["0", "10001", "-1", "all"],
 }
 RIGHT = {
     "DOMAIN": ["example.com", "localhost", "xn--bcher-kva.example", "Example.COM"],
@@ -86,6 +88,8 @@ RIGHT = {
     ],
     "PIP_INDEX_URL": ["https://user:password@pypi.example.com/simple"],
     "BUILD_CA": ["ca.pem", "/etc/ssl/a b.pem"],
+    "BACKUP_DIR": ["backups", "/mnt/a b", "../backups"],
+    "BACKUP_KEEP": ["1", "10000"],
 }
 OLD_PYTHONS = [
     folder / f"python{version}"
