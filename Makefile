@@ -51,7 +51,8 @@ down-process logs-process: %-process: .venv/up
 .PHONY: manage manage-docker manage-process
 WRITES_CODE := $(filter makemigrations startapp,$(firstword $(ARGS)))
 AS_YOU := --no-deps --user $(shell id -u) --volume ./wsgi_app:/app/wsgi_app \
-  --env DJANGO_SECRET_KEY=unused --env DATABASE_URL=sqlite:////tmp/db.sqlite3
+  --env DJANGO_SECRET_KEY=unused --env DATABASE_URL=sqlite:////tmp/db.sqlite3 \
+  --env COMPOSE_PROFILES=
 manage: manage-$(RUNTIME) ## Run a Django command: make manage ARGS=createsuperuser
 manage-docker:
 	docker compose run --rm --build $(if $(WRITES_CODE),$(AS_YOU)) django \

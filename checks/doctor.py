@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from checks import env_files, swarm, variables
+from checks import env_files, profiles, swarm, variables
 from checks.caddyfile import Directive, size
 from checks.project import Container, Project
 from checks.servers import number, uvicorn_options, worker_memory
@@ -36,6 +36,8 @@ RESERVED_CONNECTIONS = 10
 MAX_CONNECTIONS = 100
 # Threads of a process that serve no request, and processes of a container that are no worker.
 OTHER_THREADS, OTHER_PROCESSES = 4, 10
+# Processes of PostgreSQL that are no connection: its writers, vacuum and parallel workers.
+DATABASE_PROCESSES = 30
 
 ASYNCIO = re.compile("asgi|asyncio|uvicorn|aiohttp", re.IGNORECASE)
 ON = ("1", "true", "yes", "on")
@@ -351,32 +353,54 @@ def pids(container: Container) -> Iterator[str]:
 def database_connections(project: Project) -> Iterator[str]:
     """PostgreSQL has a connection for every thread, also while an update runs one replica more.
 
-    Only Gunicorn's threads are counted: an asynchronous application has a pool with a size of its own.
+    Each worker has one more for its readiness check. Only Gunicorn's threads are counted: an asynchronous
+    application has a pool with a size of its own.
     """
-    for database in (container for container in project.containers if container.is_postgres):
-        line = " ".join(database.command)
-        found = re.search(r"max_connections[= ](\d+)", line)
+    active = [it for it in project.containers if profiles.is_active(it.definition, project.profiles)]
+    for database in (container for container in active if container.is_postgres):
+        found = re.search(r"max_connections[= ](\d+)", " ".join(database.command))
         limit = int(found[1]) if found else MAX_CONNECTIONS
         needed, users = RESERVED_CONNECTIONS, []
-        for container in project.containers:
+        for container in active:
             if container.gunicorn is None or not uses_database(container, database.name):
                 continue
-            workers, threads = container.workers, container.threads
+            workers, each = container.workers, container.threads + 1
             if workers and container.uvicorn is None:
-                needed += int((container.replicas + 1) * workers.number * threads)
-                users.append(f"{container.name} ({container.replicas} + 1) x {workers.number:g} x {threads}")
+                needed += int((container.replicas + 1) * workers.number * each)
+                users.append(f"{container.name} ({container.replicas} + 1) x {workers.number:g} x {each}")
         if users and needed > limit:
             sum_of = f"{' + '.join(users)} + {RESERVED_CONNECTIONS}"
-            fix = f"must be at least {needed} = {sum_of}; change its command to -c max_connections={needed}"
-            yield f"{database.file}: {database.name}.max_connections={limit}: {fix}"
+            compose = env_files.read_text(project.directory / project.compose_file)
+            variable = "POSTGRES_MAX_CONNECTIONS" in compose
+            fix = f"POSTGRES_MAX_CONNECTIONS={needed} in .env" if variable else f"-c max_connections={needed}"
+            place = f"{database.file}: {database.name}.max_connections={limit}"
+            yield f"{place}: must be at least {needed} = {sum_of}; change it to {fix}"
+
+
+@project_rule
+def database_processes(project: Project) -> Iterator[str]:
+    """Each connection is a process, and fits into the limit of processes."""
+    for database in (container for container in project.containers if container.is_postgres):
+        found = re.search(r"max_connections[= ](\d+)", " ".join(database.command))
+        pids, needed = number(database.limits["pids"]), int(found[1]) if found else MAX_CONNECTIONS
+        needed += DATABASE_PROCESSES
+        if pids and needed > pids:
+            fix = f"must be at least {needed} for its connections; change it to {needed} (PIDS)"
+            yield f"{database.file}: {database.name}.pids={pids:g}: {fix}"
 
 
 def uses_database(container: Container, database: str) -> bool:
     """Whether a variable of the container names this host in an address, or it waits for this service."""
-    addresses = [value for value in container.environment.values() if "://" in value]
-    pattern = rf"[@/]{re.escape(database)}([:/?]|$)"
-    named = any(re.search(pattern, address) for address in addresses)
+    named = any(profiles.names_host(value, database) for value in container.environment.values())
     return named or database in (container.definition.get("depends_on") or {})
+
+
+@project_rule
+def active_profiles(project: Project) -> Iterator[str]:
+    """Each active profile exists, and the services' addresses name active services."""
+    services = {it.name: it.definition for it in project.containers if it.definition}
+    if services:
+        yield from profiles.problems(services, project.profiles, project.env_file.name)
 
 
 # The servers

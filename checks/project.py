@@ -281,6 +281,11 @@ class Project:
         stages = self.dockerfile.stages.items()
         return [Container(name, "Dockerfile", {}, stage) for name, stage in stages if stage.command]
 
+    @property
+    def profiles(self) -> str:
+        """The profiles that are active."""
+        return self.variables.get("COMPOSE_PROFILES", "")
+
     def stage(self, build: dict[str, Any]) -> Stage:
         """The stage that a service is built from, if the Dockerfile of this directory has it."""
         place = Path(build.get("context", "/"), build.get("dockerfile", "Dockerfile"))

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from checks import profiles
 from serving import settings
 
 # Checks the variable of this name in the environment; raises SettingError for a wrong value.
@@ -142,6 +143,9 @@ tmp_size = matching("a whole number with k, m or g, such as 128m", "0*[1-9][0-9]
 registry = matching("a registry with a slash at its end", r"[A-Za-z0-9.-]+(:[0-9]+)?/([a-z0-9._-]+/)*")
 index_url = matching("an address that begins with https:// or http://", r"https?://\S+")
 path = matching("the path of a file", r"[^\n,]*")
+profile_names = matching(
+    "names of profiles, separated by commas without blanks", r"\*|[a-zA-Z0-9][\w.-]*(,[a-zA-Z0-9][\w.-]*)*"
+)
 # A part of a DNS name has at most 63 characters; the edge looks up PROJECT-SERVICE-8.
 project_name = matching("at most 50 characters, because names of containers are DNS names", "(?s:.{,50})")
 compatibility = matching(
@@ -181,6 +185,9 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "FLASK_MEMORY": (memory, "512m"),
     "FASTAPI_CPUS": (cpus, "1.0"),
     "FASTAPI_MEMORY": (memory, "512m"),
+    "POSTGRES_CPUS": (cpus, "1.0"),
+    "POSTGRES_MEMORY": (memory, "512m"),
+    "POSTGRES_MAX_CONNECTIONS": (whole_number(25, 10_000), "100"),
     "REGISTRY": (registry, "registry.example.com/team/"),
     "VERSION": (tag, "1.0"),
     "PREVIOUS_VERSION": (tag, "1.0"),
@@ -188,8 +195,12 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "FASTAPI_TARGET": (matching("fastapi or fastapi-hybrid", "fastapi(-hybrid)?"), "fastapi"),
     "PYTHON_IMAGE": (image, "python:3.14-slim"),
     "EDGE_IMAGE": (image, "caddy:2.11"),
+    "POSTGRES_IMAGE": (image, "postgres:18"),
     "PIP_INDEX_URL": (index_url, "https://pypi.example.com/simple"),
     "BUILD_CA": (path, "corporate-ca.pem"),
+    "BACKUP_DIR": (matching("the path of a directory, without ~", r"[^~\n][^\n]*"), "backups"),
+    "BACKUP_KEEP": (whole_number(1, 10_000), "7"),
+    "COMPOSE_PROFILES": (profile_names, "one of those in docker-compose.yml"),
     "COMPOSE_PROJECT_NAME": (project_name, "a shorter name"),
     "COMPOSE_COMPATIBILITY": (compatibility, "false"),
 }
@@ -275,11 +286,15 @@ def main() -> None:
     """The command line."""
     if has_compose():
         values = read(Path())
+        found = problems(values)
+        active = values["COMPOSE_PROFILES"]
+        place = "environment" if active and os.environ.get("COMPOSE_PROFILES") == active else ".env"
+        found = found or list(profiles.problems(profiles.read(Path()), active, place))
     else:
         from deploy.process.environment import deployment
 
-        values = deployment(Path())
-    if found := problems(values):
+        found = problems(deployment(Path()))
+    if found:
         sys.exit("\n".join(found))
 
 

@@ -12,3 +12,18 @@ prune: ## Remove the images of all versions but the running one and the one befo
 	@python3 deploy/rollout.py --prune
 pin: ## Write the digests of the base images into the Dockerfile, or newer ones
 	@python3 -m deploy.base_images
+
+# Django's database and files, the certificates and .env. docs/operations.md explains the commands.
+$(if $(findstring $$,$(value BACKUP)),$(error BACKUP: must be the path of a backup, without $$))
+.PHONY: backup restore restore-test
+BACKUP_PYTHON := $(if $(filter process,$(RUNTIME)),.venv/bin/python,python3)
+backup restore restore-test: $(if $(filter process,$(RUNTIME)),.venv/up)
+backup: ## Write one checked file to BACKUP_DIR: database, files, keys, certificates, .env
+	@python3 -m checks.variables
+	@$(BACKUP_PYTHON) -m deploy.backup --runtime $(RUNTIME) backup
+restore: ## Restore BACKUP=FILE; FORCE=1 replaces a database and keeps the old one
+	@$(BACKUP_PYTHON) -m deploy.backup --runtime $(RUNTIME) $(if $(FORCE),--force) restore \
+	  -- $${BACKUP:+"$$BACKUP"}
+restore-test: ## Restore the newest backup, or BACKUP=FILE, into a database for the test alone
+	@python3 -m checks.variables
+	@$(BACKUP_PYTHON) -m deploy.backup --runtime $(RUNTIME) restore-test -- $${BACKUP:+"$$BACKUP"}

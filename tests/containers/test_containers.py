@@ -44,8 +44,10 @@ def test_only_memory_and_data_are_writable(place: tuple[Containers, str]) -> Non
     """The root file system refuses every write; /tmp and a service's own volumes take them."""
     stack, service = place
     fixed = ("/", "/app", "/venv", "/etc", "/home", "/var/tmp")
-    volumes = [volume["target"] for volume in stack.services[service].get("volumes", [])]
-    assert inside(stack, service, WRITE, *fixed, "/tmp", *volumes) == dict.fromkeys(fixed, errno.EROFS)
+    volumes = stack.services[service].get("volumes", [])
+    fixed += tuple(volume["target"] for volume in volumes if volume.get("read_only"))
+    writable = [volume["target"] for volume in volumes if not volume.get("read_only")]
+    assert inside(stack, service, WRITE, *fixed, "/tmp", *writable) == dict.fromkeys(fixed, errno.EROFS)
 
 
 def test_signals_reach_the_server(place: tuple[Containers, str]) -> None:

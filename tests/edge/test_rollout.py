@@ -111,7 +111,6 @@ def test_images_built_once_are_deployed_elsewhere(single: Deployment, tmp_path: 
     starts = ("docker save", "docker load", "docker compose up --detach --wait --no-build")
     lines = (ROOT / "docs/deploy.md").read_text().splitlines()
     save, load, up = [next(line for line in lines if line.startswith(start)) for start in starts]
-    single.environ["COMPOSE_PROFILES"] = ""
     (name,), others = single.urls, single.config()["services"].keys() - single.urls.keys() - {"edge"}
     (tmp_path / ".env").write_text(f"COMPOSE_PROJECT_NAME={single.project}\n")
     shutil.copy(single.directory / "docker-compose.yml", tmp_path)

@@ -298,7 +298,20 @@ BROKEN = [
         COMPOSE,
         "shared_buffers=64MB",
         "max_connections=30",
-        "database.max_connections=30: must be at least 34 = web (1 + 1) x 2 x 6 + 10; change its command",
+        "database.max_connections=30: must be at least 38 = web (1 + 1) x 2 x 7 + 10; change it to -c max",
+    ),
+    (
+        COMPOSE,
+        "command: [postgres, -c, shared_buffers=64MB]",
+        "command: [postgres, -c, max_connections=200]\n    pids_limit: 200",
+        "database.pids=200: must be at least 230 for its connections; change it to 230 (PIDS)",
+    ),
+    (
+        COMPOSE,
+        "target: api}\n  database:\n",
+        "target: api}\n    environment: {<<: *environment, CACHE: 'redis://database'}\n"
+        "  database:\n    profiles: [data]\n",
+        ".env: COMPOSE_PROFILES='': must contain data, because api's CACHE names database; change one",
     ),
     # The servers.
     (

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
+import psycopg
 import pytest
 
 from tests.support.commands import ROOT, answers, poll, run
@@ -409,13 +410,37 @@ def postgresql_away(stack: Containers, service: str, load: Load) -> float:
     return time.monotonic()
 
 
+def failover(stack: Containers, service: str, load: Load) -> float:
+    """PostgreSQL ends every connection and its queries, and starts again immediately."""
+    stack.database.stop(signal.SIGINT)
+    stack.database.start()
+    return time.monotonic()
+
+
+def no_connection_left(stack: Containers, service: str, load: Load) -> float:
+    """For ten seconds, another program has every connection that PostgreSQL allows."""
+    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    others += " WHERE backend_type = 'client backend' AND pid <> ALL(%s)"
+    with ExitStack() as closed:
+        taken: list[psycopg.Connection] = []
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            try:
+                connection = psycopg.connect(stack.database.url, autocommit=True)
+                taken.append(closed.enter_context(connection))
+            except psycopg.OperationalError:  # too many clients
+                taken[0].execute(others, [[it.info.backend_pid for it in taken]])
+        assert "too many clients" in stack.log(service)
+    return time.monotonic()
+
+
 def database_hung(stack: Containers, service: str, load: Load) -> float:
     """Connections to PostgreSQL are accepted and never answered: a process in between stands still."""
     url = stack.direct(service)
     styles = re.search(r'href="(/static/[^"]+[.]css)"', httpx2.get(url, trust_env=False).text)[1]
     pause(stack.container("relay"))
     try:
-        # The edge gives up on what Django has, and later on a request that it held.
+        # Django gives up on what it has, and the edge on a request that it held.
         while not load.refused():
             for path in ("/livez", styles):
                 # /livez may wait once, for a /readyz that waits for the database.
@@ -491,6 +516,8 @@ FAULTS = (
     Fault(request_of_death, ("flask", PAIR), most=2 * CLIENTS),
     Fault(postgresql_away, ("django",), dies=False),
     Fault(database_hung, ("django",), dies=False),
+    Fault(failover, ("django",), dies=False),
+    Fault(no_connection_left, ("django",), dies=False),
     Fault(everything_killed, ("django", "fastapi")),
 )
 
@@ -611,7 +638,7 @@ class Faulty(Containers):
                 service["environment"]["DATABASE_URL"] = url
         file = directory / "faults.yml"
         file.write_text(json.dumps(override))
-        super().__init__(file, COMPOSE_PROFILES="*", **environ)
+        super().__init__(file, **environ)
 
     def adjust(self, service: str, *flags: str, workers: str = "") -> None:
         """Start the service again if it has another number of workers now, or as Compose's flags say."""
@@ -633,15 +660,24 @@ def hybrid_stack(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     yield from up_until_teardown(stack, "fastapi")
 
 
-@pytest.fixture
-def on_postgresql(engine: None, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Faulty]:
+@pytest.fixture(scope="module")
+def on_postgresql(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     """Django alone, with a PostgreSQL server of its own."""
-    fault = request.node.callspec.params["fault"]
     with Postgres() as database:
-        stack = Faulty(tmp_path, database, relayed=fault.inject is database_hung)
+        stack = Faulty(tmp_path_factory.mktemp("postgresql"), database)
         yield from up_until_teardown(stack, "django")
 
 
+@pytest.fixture
+def relayed_postgresql(engine: None, tmp_path: Path) -> Iterator[Faulty]:
+    """The same, with a process between the two that can stand still."""
+    with Postgres() as database:
+        stack = Faulty(tmp_path, database, relayed=True)
+        yield from up_until_teardown(stack, "django")
+
+
+PLACES = dict.fromkeys((postgresql_away, failover, no_connection_left), "on_postgresql")
+PLACES[database_hung] = "relayed_postgresql"
 HEAD = ("| fault | service | requests | lost | how | recovered after |", "|---|---|---:|---:|---|---:|")
 
 
@@ -668,8 +704,7 @@ def test_a_fault_costs_little_and_passes(
 ) -> None:
     """No response is wrong, lost requests get an error page, and confirmed entries are kept."""
     fixture = "hybrid_stack" if service == HYBRID else "stack"
-    if fault.inject in (postgresql_away, database_hung):
-        fixture = "on_postgresql"
+    fixture = PLACES.get(fault.inject, fixture)
     stack: Faulty = request.getfixturevalue(fixture)
     name, _, count = service.removesuffix("-hybrid").partition(" x ")
     with ExitStack() as after:

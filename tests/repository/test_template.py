@@ -151,7 +151,8 @@ def test_every_selection_is_whole(stacks: tuple[str, ...], template: Path, tmp_p
     run(".venv/bin/ruff", "check", cwd=project)
     run(".venv/bin/mypy", "--cache-dir", template / ".mypy_cache", cwd=project)
     run(".venv/bin/hadolint", "Dockerfile", cwd=project)
-    assert compose(project) == {"edge", *stacks} | ({"migrate"} if "django" in stacks else set())
+    with_django = {"migrate", "postgres", "postgres-password"} if "django" in stacks else set()
+    assert compose(project) == {"edge", *stacks} | with_django
     assert {path.stem for path in (project / "deploy/edge/sites").iterdir()} == set(stacks)
     groups = tomllib.loads((project / "pyproject.toml").read_text())["dependency-groups"]
     locks = {path.stem for path in (project / "requirements").glob("*.txt")}

@@ -20,6 +20,7 @@ DJANGO = {
     "gunicorn": ("serving.gunicorn", "wsgi_app.django_site.wsgi"),
     "manage": ("wsgi_app.django_site", "check"),
 }
+SQLITE = "sqlite:///nowhere"  # Django
 URL = "postgres://USER:PASSWORD@HOST:PORT/NAME or sqlite:///PATH"
 
 WHOLE = "a whole number from 1 to 512"
@@ -123,6 +124,13 @@ def test_a_database_url_is_refused_without_its_password(command: str, url: str, 
             "unset while DJANGO_SECRET_KEY is set",
             {"DJANGO_SECRET_KEY": PASSWORD},
         ),
+        (
+            "COMPOSE_PROFILES",
+            "a,postgres",
+            "without postgres, because DATABASE_URL",
+            {"DATABASE_URL": SQLITE},
+        ),
+        ("COMPOSE_PROFILES", "postgres", "without postgres where Compose does not start Django", {}),
         ("DATA_DIR", "{}/empty", "a directory", {}),
         ("DATA_DIR", "{}/empty/below", "a writable directory (Not a directory)", {}),
         ("DATA_DIR", "/sys/data", "a writable directory", {}),

@@ -19,10 +19,11 @@ COMMAND = ("serving.gunicorn", "--workers", "1", "wsgi_app.django_site.wsgi")
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
-    """A server with the application's tables."""
+    """A server with the application's tables; and the static files that its pages name."""
     with Postgres() as server:
         environ = os.environ | {"DATABASE_URL": server.url, "DJANGO_SECRET_KEY": "x"}
-        run(sys.executable, "-m", "wsgi_app.django_site", "migrate", env=environ)
+        for command in ("migrate", "collectstatic"):
+            run(sys.executable, "-m", "wsgi_app.django_site", command, "--noinput", env=environ)
         yield server
 
 
@@ -38,7 +39,7 @@ def test_a_database_that_stops_answering_takes_only_the_threads_that_ask_it(
     postgres: Postgres, tmp_path: Path
 ) -> None:
     """/livez and a page without a query go on, /readyz says 503; all of it is well again afterwards."""
-    environ = {"DATABASE_URL": postgres.url, "DATA_DIR": str(tmp_path), "DJANGO_DEBUG": "on"}
+    environ = {"DATABASE_URL": postgres.url, "DATA_DIR": str(tmp_path)}
     with Server(*COMMAND, **environ).wait("/readyz") as server:
         for _ in range(4):
             assert ask(server, "/", 5) == 200
@@ -59,19 +60,70 @@ def test_a_database_that_stops_answering_takes_only_the_threads_that_ask_it(
         assert {ask(server, "/", 5) for _ in range(6)} == {200}
 
 
+@pytest.mark.slow
+def test_a_hung_database_costs_a_503_and_no_thread(postgres: Postgres, tmp_path: Path) -> None:
+    """Waiting ends; while the check gets no answer, a request does not wait; then all is well again."""
+    environ = {"DATABASE_URL": postgres.url, "DATA_DIR": str(tmp_path), "REQUEST_TIMEOUT": "2"}
+    with Server(*COMMAND, "--threads", "4", **environ).wait("/readyz") as server:
+        for _ in range(6):
+            assert ask(server, "/", 5) == 200
+        with postgres.paused():
+            statuses: list[int] = []
+            # More than there are threads.
+            waiting = [
+                threading.Thread(target=lambda: statuses.append(ask(server, "/", 30))) for _ in range(8)
+            ]
+            for thread in waiting:
+                thread.start()
+            for thread in waiting:
+                thread.join()
+            assert statuses == [503] * 8
+
+            def refuses() -> bool:
+                assert ask(server, "/readyz", 5) == 503
+                begun = time.monotonic()
+                assert ask(server, "/", 10) == 503
+                return time.monotonic() - begun < 1
+
+            poll(refuses, 15, server.log)
+            for _ in range(10):
+                assert refuses()
+                assert ask(server, "/livez", 2) == 200
+        poll(lambda: ask(server, "/readyz", 5) == 200, 10, server.log)
+        assert {ask(server, "/", 5) for _ in range(6)} == {200}
+
+
+def in_django(code: str, expect: int, **environ: str) -> str:
+    """The output of a program that uses Django's connection."""
+    program = f"import django; django.setup()\nfrom django.db import connection\n{code}"
+    environ |= {"DJANGO_SETTINGS_MODULE": "wsgi_app.django_site.settings", "DJANGO_SECRET_KEY": "x"}
+    return run(sys.executable, "-c", program, env=os.environ | environ, expect=expect)
+
+
+@pytest.mark.parametrize("server", [True, False], ids=["server", "command"])
+def test_only_a_server_limits_the_time_of_an_answer(postgres: Postgres, server: bool) -> None:
+    """A query of a request ends with REQUEST_TIMEOUT; one of a command takes as long as it needs."""
+    code = "import wsgi_app.django_site.wsgi\n" if server else ""
+    code += "connection.cursor().execute('SELECT pg_sleep(3)')"
+    said = in_django(code, int(server), DATABASE_URL=postgres.url, REQUEST_TIMEOUT="1")
+    assert ("django.db.utils.OperationalError: no answer within 1 s" in said) == server
+
+
+def test_a_connection_that_the_server_ended_is_replaced(postgres: Postgres, tmp_path: Path) -> None:
+    """As in a failover: the next request opens a new one."""
+    environ = {"DATABASE_URL": postgres.url, "DATA_DIR": str(tmp_path)}
+    end = "connection.cursor().execute('SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    end += " WHERE pid <> pg_backend_pid() AND backend_type = \\'client backend\\'')"
+    with Server(*COMMAND, **environ).wait("/readyz") as server:
+        assert {ask(server, "/", 5) for _ in range(6)} == {200}
+        in_django(end, 0, DATABASE_URL=postgres.url)
+        assert {ask(server, "/", 5) for _ in range(6)} == {200}
+
+
 def test_the_address_can_limit_the_time_of_a_query(postgres: Postgres) -> None:
     """Not by default: the limit would end migrations, and some connection poolers refuse the parameter."""
-    code = (
-        "import django; django.setup()\n"
-        "from django.db import connection\n"
-        "connection.cursor().execute('SELECT pg_sleep(60)')\n"
-    )
-    environ = os.environ | {
-        "DATABASE_URL": postgres.url + "?options=-c%20statement_timeout%3D500",
-        "DJANGO_SETTINGS_MODULE": "wsgi_app.django_site.settings",
-        "DJANGO_SECRET_KEY": "x",
-    }
+    url = postgres.url + "?options=-c%20statement_timeout%3D500"
     begun = time.monotonic()
-    said = run(sys.executable, "-c", code, env=environ, expect=1)
+    said = in_django("connection.cursor().execute('SELECT pg_sleep(60)')", 1, DATABASE_URL=url)
     assert "canceling statement due to statement timeout" in said
     assert time.monotonic() - begun < 15

@@ -89,6 +89,9 @@ def test_the_examples_list_every_variable_that_is_read() -> None:
     listed = set(re.findall(r"^#?([A-Z][A-Z_]+)=", text, re.MULTILINE))
     composed = set(re.findall(r"\$\{(\w+):?-", COMPOSE))
     composed |= set(re.search(r"args: \[(.*)\]", COMPOSE)[1].split(", "))
+    # By programs of this machine, before anything runs.
+    for path in (ROOT / "deploy").glob("*.py"):
+        composed |= set(re.findall(r'settings(?:\(\))?\.get\("(\w+)"\)', path.read_text()))
     # Of Gunicorn and systemd, and what Compose or process mode sets for each process.
     elsewhere = {"GUNICORN_CMD_ARGS", "GUNICORN_PID", "LISTEN_FDS", "LISTEN_PID"}
     elsewhere |= {"HOST", "PORT", "DATA_DIR", "FORWARDED_ALLOW_IPS"}

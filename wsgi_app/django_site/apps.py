@@ -6,6 +6,8 @@ from django.contrib.staticfiles.storage import staticfiles_storage
 from django.core.exceptions import ImproperlyConfigured
 from django.db import close_old_connections, connection
 
+from wsgi_app.django_site.postgresql import limits
+
 
 class GuestbookConfig(AppConfig):
     """A short label, so that tables read guestbook_entry."""
@@ -17,10 +19,11 @@ class GuestbookConfig(AppConfig):
 
 def database() -> None:
     """Raise unless the database answers."""
-    # This runs outside Django's request cycle, which would drop a connection that broke.
-    close_old_connections()
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT name FROM django_migrations LIMIT 1")
+    with limits.check():
+        # This runs outside Django's request cycle, which would drop a connection that broke.
+        close_old_connections()
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT name FROM django_migrations LIMIT 1")
 
 
 def static_files() -> None:

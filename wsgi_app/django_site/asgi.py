@@ -7,8 +7,10 @@ from django.core.asgi import get_asgi_application
 
 from serving.asgi import Service
 from wsgi_app.django_site.apps import database, static_files
+from wsgi_app.django_site.postgresql import limits
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "wsgi_app.django_site.settings")
+limits.limit_requests()
 
 CHECKS = {"database": sync_to_async(database), "static files": sync_to_async(static_files)}
 application = Service(get_asgi_application(), checks=CHECKS)

@@ -57,6 +57,8 @@ def database(url: str) -> dict:
             "DATABASE_URL", f"{scheme}...", "postgres://USER:PASSWORD@HOST:PORT/NAME or sqlite:///PATH"
         )
     if config["ENGINE"].endswith("postgresql"):
+        # Django's own backend, with a limit for each answer of the server. See docs/database.md.
+        config["ENGINE"] = "wsgi_app.django_site.postgresql"
         # Seconds and milliseconds after which a connection to a host that does not answer fails.
         # libpq itself would wait for as long as TCP does; DATABASE_URL?connect_timeout=... overrides.
         limits = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
@@ -72,6 +74,23 @@ def database(url: str) -> dict:
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
         }
     return config
+
+
+def database_url() -> str:
+    """DATABASE_URL; without it, the service postgres of Compose if its profile is active, else SQLite."""
+    url, profiles = settings.secret("DATABASE_URL"), settings.words("COMPOSE_PROFILES", "")
+    if not {"postgres", "*"} & set(profiles):
+        # Quoted: a # or ? in the folder's name is no part of a URL's path.
+        return url or f"sqlite:///{quote(str(DATA_DIR / 'db.sqlite3'))}"
+    if url:
+        allowed = "without postgres, because DATABASE_URL names another database; or unset DATABASE_URL"
+        settings.refuse("COMPOSE_PROFILES", ",".join(profiles), allowed)
+    try:
+        password = Path("/run/postgres-password/password").read_text(encoding="ascii").strip()
+    except OSError as error:
+        allowed = f"without postgres where Compose does not start Django ({error.strerror}); set DATABASE_URL"
+        settings.refuse("COMPOSE_PROFILES", ",".join(profiles), allowed)
+    return f"postgres://django:{password}@postgres/django"
 
 
 # Security
@@ -160,9 +179,7 @@ MAILERS: dict = {}
 
 # Data
 
-# Quoted: a # or ? in the folder's name is no part of a URL's path.
-SQLITE = f"sqlite:///{quote(str(DATA_DIR / 'db.sqlite3'))}"
-DATABASES = {"default": database(settings.secret("DATABASE_URL") or SQLITE)}
+DATABASES = {"default": database(database_url())}
 
 # Bytes of a request's body; a longer one gets 400 (an uploaded file does not count).
 DATA_UPLOAD_MAX_MEMORY_SIZE = settings.size("MAX_BODY", 1024 * 1024)
