@@ -142,7 +142,11 @@ def test_the_end_of_a_long_traceback_stays() -> None:
         assert event(exc_info=sys.exc_info())["exception"].endswith("the end'")
 
 
-@pytest.mark.parametrize("value", [{1}, float("inf"), object(), {"a": {(1, 2): 3}}, b"\xff"], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [{1}, float("inf"), object(), {"a": {(1, 2): 3}}, b"\xff"],
+    ids=["set", "infinity", "object", "tuple as a key", "bytes"],
+)
 def test_a_value_that_json_has_not_becomes_text(value: object) -> None:
     """Instead of an exception, or of a word that is no JSON."""
     assert event(value=value)["value"] == str(value)
