@@ -12,3 +12,16 @@ prune: ## Remove the images of all versions but the running one and the one befo
 	@python3 deploy/rollout.py --prune
 pin: ## Write the digests of the base images into the Dockerfile, or newer ones
 	@python3 -m deploy.base_images
+
+# Each overlay is rendered and compared with the schemas of the oldest and of the newest version of
+# Kubernetes that it is for.
+OVERLAYS := $(notdir $(wildcard deploy/kubernetes/overlays/*))
+.PHONY: lint-kubernetes
+lint: lint-kubernetes
+lint-kubernetes: $(OVERLAYS:%=.venv/kubernetes/%.yaml)
+	$(if $^,.venv/bin/kubernetes-validate --strict --quiet --kubernetes-version 1.34 $^)
+	$(if $^,.venv/bin/kubernetes-validate --strict --quiet --kubernetes-version 1.37 $^)
+.venv/kubernetes/%.yaml: .venv/test FORCE
+	@mkdir -p .venv/kubernetes
+	.venv/bin/kubectl kustomize deploy/kubernetes/overlays/$* --output $@
+FORCE:
