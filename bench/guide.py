@@ -13,7 +13,7 @@ from bench.modes import ROOT
 
 RESULTS = ROOT / "bench/results"
 GUIDE = ROOT / "docs/choosing.md"
-PAGES = (GUIDE, ROOT / "README.md", ROOT / "docs/limits.md")
+PAGES = (GUIDE, ROOT / "README.md", ROOT / "docs/limits.md", ROOT / "docs/fleet.md")
 REGION = re.compile(r"(<!-- bench: ([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 CONTENT: dict[str, Callable[[report.Results], str]] = {
     "machine": report.machine,
@@ -24,6 +24,7 @@ CONTENT: dict[str, Callable[[report.Results], str]] = {
     "losses": report.losses_table,
     "ratios": report.sentence,
     "edge": report.edge_table,
+    "capacity": report.capacity_table,
 }
 
 

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
+from math import ceil
 from typing import Any
 
 from bench.apps import PAGES
@@ -12,6 +13,11 @@ COLORS = {"recommended": "#1a7f5a", "alternative": "#5b8def", "copied": "#c2703d
 LINES = ("#1a7f5a", "#5b8def", "#c2703d")
 EVENTS = ("stop", "reload", "recycling")
 WIDTH = 960
+
+# The capacity plan: CPU that pods use on average, pods that may be lost, connections of a pod with one
+# CPU (2 workers of 6 threads), and those of migrations, backups and the like.
+RATES = (1_000, 50_000, 1_000_000)
+UTILIZATION, SPARE, POD_CONNECTIONS, RESERVED = 0.6, 1, 12, 10
 
 # In one picture for a light and a dark page.
 STYLE = """
@@ -135,6 +141,21 @@ def edge_table(results: Results) -> str:
             rows.append([f"{service}, {way}", rate, ratio, *cpu, str(it["errors"])])
     titles = ("way", "requests/s", "relative", "CPU µs per request", "relative", "errors")
     return _table(titles, rows)
+
+
+def capacity_table(results: Results) -> str:
+    """How many pods and edges of one CPU each application needs, by requests per second; docs/fleet.md."""
+    cpus = results["machine"]["cpus"]
+    edges = [it["our edge"]["cpu"]["median"] for it in results["edge"]["services"].values()]
+    rows = []
+    for rate in RATES:
+        for app in ("django", "flask", "fastapi"):
+            each = best(results, app, "recommended")["rate"] / cpus * UTILIZATION
+            pods = ceil(rate / each) + SPARE
+            proxies = ceil(rate * max(edges) / 1e6 / UTILIZATION) + SPARE
+            connections = f"{(pods + 1) * POD_CONNECTIONS + RESERVED:,}" if app != "fastapi" else "its pools"
+            rows.append([f"{rate:,}", f"`{app}`", f"{pods:,}", f"{proxies:,}", connections])
+    return _table(("requests/s", "application", "pods", "edges", "database connections"), rows)
 
 
 def _range(figures: Mapping[str, float], digits: int) -> str:

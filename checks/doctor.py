@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from checks import env_files, profiles, swarm, variables
+from checks import env_files, kubernetes, profiles, swarm, variables
 from checks.caddyfile import Directive, size
 from checks.project import Container, Project
 from checks.servers import number, uvicorn_options, worker_memory
@@ -646,6 +646,9 @@ def findings(project: Project) -> list[str]:
     found = [finding for function in PROJECT_RULES for finding in function(project)]
     for function in CONTAINER_RULES:
         found += [finding for container in project.containers for finding in function(container)]
+    if isinstance(project, kubernetes.Overlay):
+        found = [kubernetes.translated(project, finding) for finding in found]
+        found += kubernetes.problems(project)
     return list(dict.fromkeys(project.broken + found))
 
 
@@ -654,11 +657,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m checks.doctor", description=__doc__)
     parser.add_argument("directory", nargs="?", type=Path, default=Path(), help="of the project")
     project = Project(parser.parse_args().directory.resolve())
-    found = findings(project)
-    for line in found + [f"not checked: {reason}" for reason in dict.fromkeys(project.not_checked)]:
+    overlays, reason = kubernetes.overlays(project.directory)
+    projects = [project, *overlays]
+    found = list(dict.fromkeys(finding for it in projects for finding in findings(it)))
+    not_checked = [it for project in projects for it in project.not_checked] + ([reason] if reason else [])
+    for line in found + [f"not checked: {reason}" for reason in dict.fromkeys(not_checked)]:
         print(line)
-    names = ", ".join(container.name for container in project.containers) or "nothing to look at"
-    print(f"{len(found)} findings, {len(CONTAINER_RULES) + len(PROJECT_RULES)} rules: {names}")
+    names = [container.name for container in project.containers] + [it.folder for it in overlays]
+    rules = len(CONTAINER_RULES) + len(PROJECT_RULES) + (len(kubernetes.RULES) if overlays else 0)
+    print(f"{len(found)} findings, {rules} rules: {', '.join(names) or 'nothing to look at'}")
     sys.exit(1 if found else 0)
 
 

@@ -27,3 +27,16 @@ restore: ## Restore BACKUP=FILE; FORCE=1 replaces a database and keeps the old o
 restore-test: ## Restore the newest backup, or BACKUP=FILE, into a database for the test alone
 	@python3 -m checks.variables
 	@$(BACKUP_PYTHON) -m deploy.backup --runtime $(RUNTIME) restore-test -- $${BACKUP:+"$$BACKUP"}
+
+# Each overlay is rendered and compared with the schemas of the oldest and of the newest version of
+# Kubernetes that it is for.
+OVERLAYS := $(notdir $(wildcard deploy/kubernetes/overlays/*))
+.PHONY: lint-kubernetes
+lint: lint-kubernetes
+lint-kubernetes: $(OVERLAYS:%=.venv/kubernetes/%.yaml)
+	$(if $^,.venv/bin/kubernetes-validate --strict --quiet --kubernetes-version 1.34 $^)
+	$(if $^,.venv/bin/kubernetes-validate --strict --quiet --kubernetes-version 1.37 $^)
+.venv/kubernetes/%.yaml: .venv/test ALWAYS
+	@mkdir -p .venv/kubernetes
+	.venv/bin/kubectl kustomize deploy/kubernetes/overlays/$* --output $@
+ALWAYS:

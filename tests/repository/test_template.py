@@ -154,6 +154,12 @@ def test_every_selection_is_whole(stacks: tuple[str, ...], template: Path, tmp_p
     with_django = {"migrate", "postgres", "postgres-password"} if "django" in stacks else set()
     assert compose(project) == {"edge", *stacks} | with_django
     assert {path.stem for path in (project / "deploy/edge/sites").iterdir()} == set(stacks)
+    for overlay in ("small", "production"):
+        words = (".venv/bin/kubectl", "kustomize", f"deploy/kubernetes/overlays/{overlay}")
+        deployments = re.findall(
+            r"^kind: Deployment\nmetadata:\n(?: .*\n)*?  name: (.+)", run(*words, cwd=project), re.M
+        )
+        assert set(deployments) == {"edge", *stacks}
     groups = tomllib.loads((project / "pyproject.toml").read_text())["dependency-groups"]
     locks = {path.stem for path in (project / "requirements").glob("*.txt")}
     assert set(groups) == locks

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.support.commands import poll, run
 from tests.support.postgres import Postgres
 
 MIGRATE = (sys.executable, "-m", "wsgi_app.django_site", "migrate")
+# LOCK in wsgi_app/django_site/management/commands/migrate.py.
+LOCK = 0x6D696772617465
 HURRY = """
 import sys
 from wsgi_app.django_site.management.commands import migrate
@@ -22,10 +25,10 @@ import wsgi_app.django_site.__main__
 """
 
 
-def start(output: Path, **environ: str) -> subprocess.Popen:
+def start(output: Path, *options: str, **environ: str) -> subprocess.Popen:
     """A migration in the background."""
     with output.open("w") as file:
-        return subprocess.Popen(MIGRATE, env=os.environ | environ, stdout=file, stderr=file)
+        return subprocess.Popen([*MIGRATE, *options], env=os.environ | environ, stdout=file, stderr=file)
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +75,37 @@ def test_one_migration_runs_at_a_time(postgres: Postgres, tmp_path: Path, databa
     output = "\n".join(log.read_text() for log in logs)
     assert codes == [0, 0, 0], output
     assert output.count("Applying guestbook.0001_initial... OK") == 1, output
+
+
+def test_a_check_ends_when_the_running_migration_has(postgres: Postgres, tmp_path: Path) -> None:
+    """It waits in no statement, so that the migration can build an index concurrently meanwhile."""
+    environ = {"DATABASE_URL": postgres.url, "DATA_DIR": str(tmp_path)}
+    run(*MIGRATE, env=os.environ | environ)
+    with psycopg.connect(postgres.url, autocommit=True) as migration:
+        migration.execute("SELECT pg_advisory_lock(%s)", [LOCK])
+        check = start(tmp_path / "log", "--check", **environ)
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%advisory%%' AND pid <> %s"
+        own = migration.info.backend_pid
+        try:
+            poll(lambda: migration.execute(waiting, [own]).fetchone()[0] == 1)
+            migration.execute("CREATE INDEX CONCURRENTLY built ON django_migrations (name)")
+            migration.execute("DROP INDEX built")
+            assert check.poll() is None, (tmp_path / "log").read_text()
+        except BaseException:
+            check.kill()
+            check.wait()
+            raise
+    assert check.wait(20) == 0, (tmp_path / "log").read_text()
+
+
+def test_a_check_fails_before_a_migration(postgres: Postgres, tmp_path: Path) -> None:
+    """1 while the database lacks a migration, 0 when it has all of them, and those of a newer version."""
+    environ = os.environ | {"DATABASE_URL": postgres.url, "DATA_DIR": str(tmp_path)}
+    run(*MIGRATE, "guestbook", "zero", env=environ)
+    run(*MIGRATE, "--check", env=environ, expect=1)
+    run(*MIGRATE, env=environ)
+    with psycopg.connect(postgres.url, autocommit=True) as database:
+        newer = "INSERT INTO django_migrations (app, name, applied) VALUES ('guestbook', '0099_newer', now())"
+        database.execute(newer)
+        run(*MIGRATE, "--check", env=environ)
+        database.execute("DELETE FROM django_migrations WHERE name = '0099_newer'")

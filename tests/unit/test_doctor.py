@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from checks import kubernetes
 from checks.doctor import findings
 from checks.project import Project, has_compose
 from tests.support.commands import ROOT, lacking
@@ -30,3 +33,18 @@ def test_our_own_files_agree_about_the_fastapi_hybrid(tmp_path: Path) -> None:
     (hybrid,) = (it for it in examined(tmp_path / ".env").containers if it.name == "fastapi")
     assert hybrid.gunicorn is not None
     assert hybrid.uvicorn is not None
+
+
+@pytest.mark.parametrize("name", ["small", "production"])
+def test_our_own_kubernetes_manifests_agree(name: str) -> None:
+    """Each overlay has the images of this project, and every rule for containers applies to them."""
+    overlays, reason = kubernetes.overlays(ROOT)
+    if reason:
+        lacking(reason)
+    overlay = next(it for it in overlays if it.folder.endswith(f"/{name}"))
+    assert findings(overlay) == []
+    servers = [it for it in overlay.containers if it.is_long_running and not it.is_proxy]
+    assert servers
+    assert [it.name for it in servers if it.server is None or not it.stage.base] == []
+    assert overlay.edge is not None
+    assert overlay.caddyfile is not None

@@ -71,12 +71,21 @@ class Command(migrate.Command):
             time.sleep(1)
 
 
+def lock(connection: BaseDatabaseWrapper) -> bool:
+    """Take the advisory lock, unless another session has it."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
+        return bool(cursor.fetchone()[0])
+
+
 @contextmanager
 def one_at_a_time(connection: BaseDatabaseWrapper) -> Iterator[None]:
     """Wait until no other migration of this database runs; the lock ends with the process at the latest."""
     if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK])
+        # Asked again and again: CREATE INDEX CONCURRENTLY would wait for a session that waits in
+        # pg_advisory_lock, and that session for the migration.
+        while not lock(connection):
+            time.sleep(0.5)
         try:
             yield
         finally:
