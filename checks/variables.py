@@ -138,6 +138,10 @@ proxies = each(
     "addresses or networks such as 10.0.0.0/8, separated by blanks", "private_ranges".__eq__, is_network
 )
 transfer_time = must_be("a time from 1s to 365d in s, m, h or d, such as 30m or 24h", is_transfer_time)
+metrics_port = must_be(
+    "a whole number from 1 to 65535, but not 8000, on which the servers listen",
+    lambda value: value.isascii() and value.isdigit() and 1 <= int(value) <= 65535 and value != "8000",
+)
 tmp_size = matching("a whole number with k, m or g, such as 128m", "0*[1-9][0-9]{0,9}[kmgKMG]")
 registry = matching("a registry with a slash at its end", r"[A-Za-z0-9.-]+(:[0-9]+)?/([a-z0-9._-]+/)*")
 index_url = matching("an address that begins with https:// or http://", r"https?://\S+")
@@ -167,6 +171,8 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "DRAIN_SECONDS": (lambda _: settings.drain_seconds(), "2"),
     "EDGE_TRANSFER_TIMEOUT": (transfer_time, "24h"),
     "LOG_FORMAT": (lambda name: settings.choice(name, ("plain", "json"), "plain"), "plain"),
+    "METRICS": (lambda name: settings.flag(name), "off"),
+    "METRICS_PORT": (metrics_port, "9000"),
     "CPUS": (cpus, "1.0"),
     "MEMORY": (memory, "512m"),
     "TMP_SIZE": (tmp_size, "128m"),

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from time import perf_counter
 from typing import Any
 
-from serving import health, logs, peers, routes
+from serving import health, logs, metrics, peers, routes
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -20,6 +20,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _FORWARDED = frozenset(name.encode() for name in peers.FORWARDED)
 _REQUEST_ID = b"x-request-id"
+_REQUEST_START = b"x-request-start"
 _RESPONSES = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _WEBSOCKET_STATUS = {"websocket.accept": 101, "websocket.close": 403}
 _SECURE = {"http": "https", "websocket": "wss"}
@@ -36,14 +37,46 @@ class Service:
         self.app = app
         self.checks = health.AsyncChecks(checks or {})
         self.trusted = peers.trusted()
+        self.metrics = metrics.load()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a probe, or let the application answer."""
         kind = scope["type"]
+        if self.metrics:
+            self.metrics.loop.watch()
         if kind not in _SECURE:
             return await self.app(scope, receive, send)
         if kind == "http" and scope["path"] in health.PATHS:
             return await self.probe(scope["path"], scope["method"], send)
+        if self.metrics:
+            return await self.measure(scope, receive, send)
+        return await self.serve(scope, receive, send)
+
+    async def measure(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve, and observe how long it takes."""
+        assert self.metrics  # noqa: S101  for mypy
+        request = self.metrics.Request(scope.get("method", "GET"))
+
+        async def observe(message: Message) -> None:
+            event = message["type"]
+            if event == "http.response.start":
+                request.respond(str(message["status"]), routes.current.get())
+            await send(message)
+            if event == "http.response.body" and not message.get("more_body"):
+                request.end()
+
+        requests, kind = self.metrics.loop.requests, scope["type"]
+        requests[kind] += 1
+        try:
+            await self.serve(scope, receive, observe)
+        finally:
+            requests[kind] -= 1
+            # A response without an end, or none at all: the client has left.
+            request.end()
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer."""
+        kind = scope["type"]
         start = perf_counter()
         identity = await self.identify(scope)
         peers.request_id.set(identity)
@@ -61,7 +94,7 @@ class Service:
             event = message["type"]
             if event in _RESPONSES:
                 failed = message.get("status", 101) >= 400
-                if logs.JSON:
+                if self.metrics or logs.JSON:
                     routes.current.set(routes.of_scope(seen))
                 message["headers"] = [*message.get("headers", ()), header]
                 if message.get("status") == 405:
@@ -106,7 +139,7 @@ class Service:
         """Correct address and scheme in place from a trusted peer's headers; the request's id."""
         client = scope.get("client")
         peer = client[0] if client else ""
-        hops, scheme, candidate, headers, traces = [], b"", None, [], []
+        hops, scheme, sent, candidate, headers, traces = [], b"", b"", None, [], []
         for name, value in scope["headers"]:
             if name == _REQUEST_ID:
                 candidate = value.decode("latin-1")
@@ -117,6 +150,8 @@ class Service:
                 scheme = value
             elif name == b"traceparent":
                 traces.append(value.decode("latin-1"))
+            elif name == _REQUEST_START:
+                sent = value
             headers.append((name, value))
         scope["headers"] = headers
         peers.trace_id.set(peers.trace_id_for(",".join(traces)))
@@ -133,6 +168,8 @@ class Service:
         if scheme in (b"http", b"https"):
             plain = "ws" if scope["type"] == "websocket" else "http"
             scope["scheme"] = _SECURE[scope["type"]] if scheme == b"https" else plain
+        if sent and self.metrics:
+            self.metrics.queued(sent.decode("latin-1"))
         return peers.request_id_for(candidate)
 
     async def probe(self, path: str, method: str, send: Send) -> None:

@@ -25,6 +25,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 # What an SQLite database begins with.
 SQLITE = b"SQLite format 3\0"
 
+# Worker -> its exit code, or the negative number of the signal that ended it. See keep_exit_statuses.
+exit_statuses: dict[int, int] = {}
+
 # True while Gunicorn itself answers a request that failed, and writes its access line.
 answering_error: ContextVar[bool] = ContextVar("answering_error", default=False)
 
@@ -82,6 +85,35 @@ def spawn_without_losing_signals(arbiter: Any) -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     arbiter.spawn_worker = spawn
+
+
+def call_once_a_second(arbiter: Any, function: Callable[[], None]) -> None:
+    """Let the arbiter's main loop call this function, as it looks for silent workers."""
+    require(arbiter, "murder_workers")
+    murder_workers: Callable[[], None] = arbiter.murder_workers
+
+    def murder_and_call() -> None:
+        murder_workers()
+        function()
+
+    arbiter.murder_workers = murder_and_call
+
+
+def keep_exit_statuses(arbiter: Any) -> None:
+    """Look how each worker has ended before the arbiter forgets it: `child_exit` is not told."""
+    require(arbiter, "reap_workers", "WORKERS")
+    reap_workers: Callable[[], None] = arbiter.reap_workers
+
+    def look_and_reap() -> None:
+        for pid in arbiter.WORKERS:
+            with suppress(ChildProcessError):
+                ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is not None:
+                    exited = ended.si_code == os.CLD_EXITED
+                    exit_statuses[pid] = ended.si_status if exited else -ended.si_status
+        reap_workers()
+
+    arbiter.reap_workers = look_and_reap
 
 
 def refuse_shared_connections(name: str = "PRELOAD") -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 from gunicorn.workers import gthread
 
-from serving import health
+from serving import health, metrics
 from serving.gunicorn import internals
 from serving.gunicorn.reload import Reloadable
 
@@ -76,12 +76,15 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         self.busy, self.finished, self.waiting = 0, 0.0, False
         self.full_logged = float("-inf")
         self.quitting = False
+        self.metrics = metrics.load()
 
     def init_process(self) -> None:
         """Make a thread for each probe; the parent class never returns from here.
 
         Two threads, because /readyz may wait for a dependency.
         """
+        if self.metrics:
+            self.metrics.threads.set(self.cfg.threads)
         self.probe_pools = {path: ThreadPoolExecutor(1, thread_name_prefix="probe") for path in health.PATHS}
         super().init_process()
 
@@ -144,6 +147,7 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
             future.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
         else:
             self.busy += 1
+            self.show_busy()
             super().enqueue_req(conn)
 
     def finish_request(self, conn: Any, fs: Any) -> None:
@@ -154,7 +158,15 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
                 self.waiting = False
             self.busy -= 1
             self.finished = monotonic()
+            self.show_busy()
         super().finish_request(conn, fs)
+
+    def show_busy(self) -> None:
+        """Write to the metrics how many requests this worker has, and how many of its threads."""
+        if self.metrics:
+            self.metrics.active.set(self.busy)
+            if self.busy <= self.cfg.threads:
+                self.metrics.threads_busy.set(self.busy)
 
     def is_stuck(self) -> bool:
         """Whether all threads have been busy for some time."""
