@@ -29,7 +29,6 @@ __all__ = [
     "graceful_timeout",
     "logconfig_json",
     "logger_class",
-    "on_exit",
     "on_starting",
     "post_fork",
     "post_request",
@@ -148,7 +147,7 @@ def on_starting(server: Any) -> None:
     internals.identify_errors()
     if exporting:
         if not inherited:
-            exporting.require_free_port()
+            parent.require_free_port()
         internals.call_once_a_second(server, exporting.keep_exporter)
         internals.keep_exit_statuses(server)
     server.log.info("workers=%d (%s)", count, reason)
@@ -197,18 +196,12 @@ def worker_exit(server: Any, worker: Any) -> None:
 def child_exit(server: Any, worker: Any) -> None:
     """In the arbiter, however a worker has ended: free its place in the metrics."""
     if exporting:
-        cause = parent.cause_of(internals.exit_statuses.pop(worker.pid, 0))
+        cause = parent.cause_of(internals.exit_statuses.get(worker.pid, 0))
         if worker.aborted:
             cause = "timeout"
         elif cause == "exit" and worker.recycled[0]:
             cause = "recycled"
         exporting.free_slot(worker.slot, cause)
-
-
-def on_exit(server: Any) -> None:
-    """End the exporter."""
-    if exporting:
-        exporting.stop()
 
 
 def pre_request(worker: Any, req: Any) -> None:

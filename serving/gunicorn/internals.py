@@ -100,20 +100,27 @@ def call_once_a_second(arbiter: Any, function: Callable[[], None]) -> None:
 
 
 def keep_exit_statuses(arbiter: Any) -> None:
-    """Look how each worker has ended before the arbiter forgets it: `child_exit` is not told."""
-    require(arbiter, "reap_workers", "WORKERS")
+    """Remember how each worker has ended while `child_exit` runs, which is not told."""
+    require(arbiter, "reap_workers")
     reap_workers: Callable[[], None] = arbiter.reap_workers
+    waitpid = os.waitpid
 
-    def look_and_reap() -> None:
-        for pid in arbiter.WORKERS:
-            with suppress(ChildProcessError):
-                ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                if ended is not None:
-                    exited = ended.si_code == os.CLD_EXITED
-                    exit_statuses[pid] = ended.si_status if exited else -ended.si_status
-        reap_workers()
+    def wait_and_keep(pid: int, options: int) -> tuple[int, int]:
+        found, status = waitpid(pid, options)
+        if found:
+            exit_statuses[found] = os.waitstatus_to_exitcode(status)
+        return found, status
 
-    arbiter.reap_workers = look_and_reap
+    def reap() -> None:
+        # The arbiter has no other thread that could wait for a process meanwhile.
+        os.waitpid = wait_and_keep
+        try:
+            reap_workers()
+        finally:
+            os.waitpid = waitpid
+            exit_statuses.clear()
+
+    arbiter.reap_workers = reap
 
 
 def refuse_shared_connections(name: str = "PRELOAD") -> None:

@@ -162,11 +162,13 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         super().finish_request(conn, fs)
 
     def show_busy(self) -> None:
-        """Write to the metrics how many requests this worker has, and how many of its threads."""
-        if self.metrics:
-            self.metrics.active.set(self.busy)
-            if self.busy <= self.cfg.threads:
-                self.metrics.threads_busy.set(self.busy)
+        """Write to the metrics how many threads have a request, and how many requests have none."""
+        if not self.metrics:
+            return
+        if self.busy <= self.cfg.threads:
+            self.metrics.threads_busy.set(self.busy)
+        if self.busy >= self.cfg.threads:
+            self.metrics.waiting.set(self.busy - self.cfg.threads)
 
     def is_stuck(self) -> bool:
         """Whether all threads have been busy for some time."""

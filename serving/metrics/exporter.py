@@ -1,6 +1,7 @@
 """The exporter: answers /metrics from the workers' files and from /proc, whatever the workers do."""
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -26,7 +27,7 @@ READY_TIMEOUT, REQUEST_TIMEOUT = 2, 5
 # States of a socket in /proc/net/tcp.
 ESTABLISHED, LISTEN = "01", "0A"
 
-# Series that only one kind of server has.
+# Series of one kind of server; the first is never 0 there.
 OF_THREADS = ("server_threads", "server_threads_busy")
 OF_EVENT_LOOPS = ("server_event_loop_delay_seconds", "server_websockets")
 
@@ -52,9 +53,11 @@ class Server(Collector):
             for sample in (processes.samples if processes else ())
             if sample.value
         }
-        threads = found["server_threads"].samples
-        for name in OF_EVENT_LOOPS if any(sample.value for sample in threads) else OF_THREADS:
-            del found[name]
+        waiting = total(found.pop("server_waiting"))
+        for names in OF_THREADS, OF_EVENT_LOOPS:
+            if not total(found[names[0]]):
+                for name in names:
+                    del found[name]
         yield from found.values()
         yield GaugeMetricFamily("server_workers", "Worker processes", len(workers))
         memory = GaugeMetricFamily(
@@ -73,7 +76,9 @@ class Server(Collector):
             ports = {port for _, port in self.addresses}
             backlog = sum(size for port, _, state, size in sockets if state == LISTEN and port in ports)
             yield GaugeMetricFamily(
-                "server_backlog_connections", "Connections that wait to be accepted", backlog
+                "server_backlog_connections",
+                "Connections that wait to be accepted or, with threads, for a thread",
+                backlog + waiting,
             )
             yield GaugeMetricFamily(
                 "server_ready", "Whether /readyz answers 200", is_ready(*self.addresses[0])
@@ -108,6 +113,11 @@ def open_sockets() -> Iterator[tuple[int, int, str, int]]:
                 _, local, remote, state, queues, *_ = line.split()
                 ports = (int(address.rpartition(":")[2], 16) for address in (local, remote))
                 yield *ports, state, int(queues.rpartition(":")[2], 16)  # type: ignore[misc]  # two ports
+
+
+def total(family: Metric) -> float:
+    """The sum of a family's values."""
+    return sum(sample.value for sample in family.samples)
 
 
 def proportional_size(pid: int) -> int:
@@ -147,14 +157,15 @@ class Handler(MetricsHandler):
 class Exporter(ThreadingHTTPServer):
     """Ends with the server, however that ends."""
 
-    def __init__(self, address: tuple[str, int], handler: type[Handler], owner: int) -> None:
+    def __init__(self, address: tuple[str, int], handler: type[Handler], owner: int, directory: str) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.owner = owner
+        self.owner, self.directory = owner, directory
         super().__init__(address, handler)
 
     def service_actions(self) -> None:
         """Called twice a second."""
         if os.getppid() != self.owner:
+            shutil.rmtree(self.directory, ignore_errors=True)
             sys.exit()
 
 
@@ -168,7 +179,7 @@ def main() -> None:
     registry.register(Server(directory, addresses))
     address = parent.host(), parent.port()
     try:
-        exporter = Exporter(address, Handler.factory(registry), int(owner))
+        exporter = Exporter(address, Handler.factory(registry), int(owner), directory)
     except OSError as error:
         settings.refuse("METRICS_PORT", address[1], f"free to listen on ({error.strerror})")
     exporter.serve_forever()

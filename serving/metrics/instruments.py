@@ -48,6 +48,8 @@ active = Gauge("http_server_active_requests", "Requests in progress", multiproce
 websockets = Gauge("server_websockets", "Open WebSockets", multiprocess_mode="livesum")
 threads = Gauge("server_threads", "Threads that serve requests", multiprocess_mode="livesum")
 threads_busy = Gauge("server_threads_busy", "Threads that serve a request now", multiprocess_mode="livesum")
+# For the exporter, which adds them to those that the kernel keeps.
+waiting = Gauge("server_waiting", "Requests that wait for a thread", multiprocess_mode="livesum")
 loop_delay = Gauge(
     "server_event_loop_delay_seconds",
     f"The longest time by which an event loop was late in the last {WINDOW} to {2 * WINDOW} seconds",
@@ -106,6 +108,22 @@ class Request:
             if status := self.status or status:
                 answered(self.method, self.route, status, perf_counter() - self.started)
             self.method = ""
+
+
+class ThreadRequest(Request):
+    """A request on a thread. It counts itself; those of an event loop are counted there."""
+
+    __slots__ = ()
+
+    def __init__(self, method: str) -> None:
+        super().__init__(method)
+        active.inc()
+
+    def end(self, status: str = "") -> None:
+        """The response has ended, or there is none: then with this status."""
+        if self.method:
+            active.dec()
+        super().end(status)
 
 
 class Loop:

@@ -1,5 +1,6 @@
 """The parent process: the directory of the workers' files, their slots, and the exporter."""
 
+import atexit
 import os
 import shutil
 import signal
@@ -28,6 +29,14 @@ def host() -> str:
     return settings.text("HOST", "127.0.0.1")
 
 
+def require_free_port() -> None:
+    """Raise SettingError unless an exporter can listen."""
+    try:
+        settings.require_free(host(), port())
+    except settings.SettingError as error:
+        raise settings.SettingError(str(error).replace("HOST and PORT", "HOST and METRICS_PORT")) from None
+
+
 def start(own_slot: str = "") -> "Parent | None":
     """A Parent, or None with METRICS=off."""
     if not metrics.enabled():
@@ -48,6 +57,8 @@ class Parent:
             self.directory = tempfile.mkdtemp(prefix="metrics-", dir=place)
         except OSError as error:
             settings.refuse("METRICS", "on", f"off, because no directory can be made: {error}")
+        self.owner = os.getpid()
+        atexit.register(self.stop)
         os.environ[metrics.DIRECTORY] = self.directory
         os.environ.pop(metrics.SLOT, None)
         if own_slot:
@@ -62,13 +73,6 @@ class Parent:
         self.exporter: subprocess.Popen[bytes] | None = None
         self.started = float("-inf")
         self.addresses: list[str] = []
-
-    def require_free_port(self) -> None:
-        """Raise SettingError unless the exporter can listen."""
-        try:
-            settings.require_free(host(), port())
-        except settings.SettingError as error:
-            settings.refuse("METRICS_PORT", port(), f"a free port ({error})")
 
     def take_slot(self) -> str:
         """The lowest free slot, for a worker that starts now."""
@@ -103,7 +107,9 @@ class Parent:
         )
 
     def stop(self) -> None:
-        """The server has stopped."""
+        """End the exporter with this process, not with a worker that was forked from it."""
+        if os.getpid() != self.owner:
+            return
         if self.exporter is not None:
             self.exporter.kill()
             self.exporter.wait()

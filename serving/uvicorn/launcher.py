@@ -179,6 +179,8 @@ def serve(size: sizing.Sizing, **options: Any) -> None:
     by_address = config.uds is None and config.fd is None
     if by_address:
         settings.require_free(config.host, config.port)
+    if metrics.enabled() and not config.should_reload:
+        parent.require_free_port()
     with suppress(KeyboardInterrupt):
         try:
             if config.should_reload:
@@ -205,8 +207,6 @@ def serve(size: sizing.Sizing, **options: Any) -> None:
                 if not server.started:
                     sys.exit(STARTUP_FAILURE)
         finally:
-            if exporting:
-                exporting.stop()
             if config.uds:
                 Path(config.uds).unlink(missing_ok=True)
 
