@@ -88,7 +88,7 @@ class Server(Collector):
                     state == ESTABLISHED and port == self.database_port for _, port, state, _ in sockets
                 )
                 yield GaugeMetricFamily(
-                    "server_database_connections", "Open connections to the port of DATABASE_URL", connections
+                    "server_database_connections", "Open connections to the database", connections
                 )
 
 
