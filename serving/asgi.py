@@ -45,7 +45,11 @@ class Service:
         if self.metrics:
             self.metrics.loop.watch()
         if kind not in _SECURE:
-            return await self.app(scope, receive, send)
+            try:
+                return await self.app(scope, receive, send)
+            finally:
+                if self.metrics:
+                    self.metrics.loop.write()
         if kind == "http" and scope["path"] in health.PATHS:
             return await self.probe(scope["path"], scope["method"], send)
         if self.metrics:

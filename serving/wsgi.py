@@ -45,7 +45,7 @@ class Service:
         peers.request_id.set(identity)
         peers.trace_id.set(peers.trace_id_for(environ.get("HTTP_TRACEPARENT")))
         routes.current.set("")
-        measured = self.metrics.ThreadRequest(environ["REQUEST_METHOD"]) if self.metrics else None
+        measured = self.metrics.Request(environ["REQUEST_METHOD"]) if self.metrics else None
 
         def respond(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             if measured or logs.JSON:

@@ -17,6 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import MetricsHandler
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from serving import health, settings, sizing
 from serving.metrics import parent
@@ -26,10 +27,6 @@ READY_TIMEOUT, REQUEST_TIMEOUT = 2, 5
 
 # States of a socket in /proc/net/tcp.
 ESTABLISHED, LISTEN = "01", "0A"
-
-# Series of one kind of server; the first is never 0 there.
-OF_THREADS = ("server_threads", "server_threads_busy")
-OF_EVENT_LOOPS = ("server_event_loop_delay_seconds", "server_websockets")
 
 # An address to connect to, for a server that listens on all of them.
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
@@ -54,10 +51,15 @@ class Server(Collector):
             if sample.value
         }
         waiting = total(found.pop("server_waiting"))
-        for names in OF_THREADS, OF_EVENT_LOOPS:
-            if not total(found[names[0]]):
-                for name in names:
-                    del found[name]
+        active = found["http_server_active_requests"]
+        if total(found["server_threads"]):
+            active.samples = [Sample(active.name, {}, total(found["server_threads_busy"]))]
+        else:
+            del found["server_threads"], found["server_threads_busy"]
+        if not total(found["server_event_loop_delay_seconds"]):
+            del found["server_event_loop_delay_seconds"], found["server_websockets"]
+            if "server_threads" not in found:
+                del found[active.name]  # workers that do not count them
         yield from found.values()
         yield GaugeMetricFamily("server_workers", "Worker processes", len(workers))
         memory = GaugeMetricFamily(

@@ -9,6 +9,7 @@ stopped.
 import asyncio
 import os
 import time
+from bisect import bisect_left
 from time import perf_counter
 
 from prometheus_client import Counter, Gauge, Histogram, values
@@ -44,6 +45,7 @@ queue = Histogram(
     "Time from the edge, which has received the request, to the application",
     buckets=BUCKETS,
 )
+# Of event loops; a worker with threads has one for each of its busy threads.
 active = Gauge("http_server_active_requests", "Requests in progress", multiprocess_mode="livesum")
 websockets = Gauge("server_websockets", "Open WebSockets", multiprocess_mode="livesum")
 threads = Gauge("server_threads", "Threads that serve requests", multiprocess_mode="livesum")
@@ -59,8 +61,39 @@ loop_delay = Gauge(
 process = Gauge("server_worker_process", "The id of each worker's process", multiprocess_mode="liveall")
 exits = Counter("server_worker_exits", "Workers that have ended, by cause", ("cause",))
 
+
+class Batch:
+    """Observations of an event loop, which writes them ten times a second: a request is cheaper than that.
+
+    One in a thread is written immediately.
+    """
+
+    def __init__(self, histogram: Histogram) -> None:
+        self.histogram = histogram
+        self.sum, self.counts = 0.0, [0] * (len(BUCKETS) + 1)
+
+    def observe(self, seconds: float) -> None:
+        """Add one."""
+        if loop.running:
+            self.sum += seconds
+            self.counts[bisect_left(BUCKETS, seconds)] += 1
+        else:
+            self.histogram.observe(seconds)
+
+    def write(self) -> None:
+        """Write those since the last time, as `Histogram.observe` writes a single one."""
+        if any(self.counts):
+            counts, self.counts = self.counts, [0] * len(self.counts)
+            self.histogram._sum.inc(self.sum)
+            self.sum = 0.0
+            for bucket, count in zip(self.histogram._buckets, counts, strict=True):
+                if count:
+                    bucket.inc(count)
+
+
+_queue = Batch(queue)
 # Each combination of labels, so that a request does not look it up in prometheus-client.
-_durations: dict[tuple[str, str, str], Histogram] = {}
+_durations: dict[tuple[str, str, str], Batch] = {}
 
 
 def begin_worker(number: str | None = None) -> None:
@@ -73,7 +106,7 @@ def begin_worker(number: str | None = None) -> None:
 def queued(sent: str) -> None:
     """Observe how long ago the edge sent a request; `sent` is its X-Request-Start, in milliseconds."""
     if len(sent) < 16 and sent.isascii() and sent.isdigit():
-        queue.observe(max(0.0, time.time() - int(sent) / 1000))
+        _queue.observe(max(0.0, time.time() - int(sent) / 1000))
 
 
 def answered(method: str, route: str, status: str, seconds: float) -> None:
@@ -84,7 +117,7 @@ def answered(method: str, route: str, status: str, seconds: float) -> None:
     found = _durations.get(key)
     if found is None:
         # A route that does not allow the method has not matched: not every framework names it.
-        found = duration.labels(method, OTHER if status == "405" or not route else route, status)
+        found = Batch(duration.labels(method, OTHER if status == "405" or not route else route, status))
         _durations[key] = found
     found.observe(seconds)
 
@@ -110,37 +143,22 @@ class Request:
             self.method = ""
 
 
-class ThreadRequest(Request):
-    """A request on a thread. It counts itself; those of an event loop are counted there."""
-
-    __slots__ = ()
-
-    def __init__(self, method: str) -> None:
-        super().__init__(method)
-        active.inc()
-
-    def end(self, status: str = "") -> None:
-        """The response has ended, or there is none: then with this status."""
-        if self.method:
-            active.dec()
-        super().end(status)
-
-
 class Loop:
     """What goes on in an event loop. It writes ten times a second at most: requests are too many."""
 
     def __init__(self) -> None:
         self.requests = {"http": 0, "websocket": 0}
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self.running = False
         self.expected = self.changed = 0.0
         self.longest = [0.0, 0.0]  # in this window, and in the one before
 
     def watch(self) -> None:
         """Look at the running event loop from now on."""
-        if self.loop is None:
-            self.loop = asyncio.get_running_loop()
-            self.changed = self.loop.time()
-            self._wait(self.loop)
+        if not self.running:
+            self.running = True
+            loop = asyncio.get_running_loop()
+            self.changed = loop.time()
+            self._wait(loop)
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         self.expected = loop.time() + LOOK
@@ -154,7 +172,13 @@ class Loop:
         loop_delay.set(max(self.longest))
         active.set(self.requests["http"])
         websockets.set(self.requests["websocket"])
+        self.write()
         self._wait(loop)
+
+    def write(self) -> None:
+        """Write what has been observed; also when the application has stopped."""
+        for batch in (_queue, *_durations.values()):
+            batch.write()
 
 
 loop = Loop()
