@@ -153,9 +153,12 @@ def test_the_exporter_answers_while_every_thread_is_busy(folder: Path) -> None:
         poll(lambda: server.scrape().total("server_threads_busy") == 4, log=server.log)
         with holding(server, "/", 5):
             poll(lambda: server.scrape().total("server_backlog_connections") == 5, log=server.log)
+            # Long enough for the workers to accept some, which still have no thread.
+            time.sleep(2)
             begun = time.monotonic()
             figures = server.scrape()
             assert time.monotonic() - begun < 2
+            assert figures.total("server_backlog_connections") == 5
             assert figures.total("server_threads") == figures.total("server_threads_busy") == 4
             assert figures.total("http_server_active_requests") == 4
             assert figures.total("server_ready") == 1
