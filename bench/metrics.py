@@ -41,7 +41,6 @@ def compare(name: str, rounds: int, seconds: float) -> dict[str, Any]:
             state: running.enter_context(replace(mode, environ=environ | {"METRICS": state}).running())
             for state in turns
         }
-        memory = {state: server.memory() / 1024**2 for state, server in servers.items()}
         for server in servers.values():
             load(server.url + "/", 1)
         for number in range(rounds):
@@ -51,6 +50,7 @@ def compare(name: str, rounds: int, seconds: float) -> dict[str, Any]:
                 last = turns[state][-1]
                 figures = f"{last['rate']:6.0f}/s {last['cpu']:4.0f} µs"
                 say(f"round {number + 1}/{rounds}  {figures}  {name}, metrics {state}")
+        memory = {state: server.memory() / 1024**2 for state, server in servers.items()}
     pairs = list(zip(turns["on"], turns["off"], strict=True))
     found: dict[str, Any] = {"errors": sum(int(it["errors"]) for it in turns["on"] + turns["off"])}
     for figure in ("rate", "cpu"):
