@@ -122,6 +122,7 @@ def test_requests_are_counted_by_method_route_and_status(name: str, folder: Path
         assert get(server, "/metrics") == 404
 
 
+@pytest.mark.slow
 def test_an_exception_is_a_500(folder: Path) -> None:
     """The application has not answered, so that its route is unknown."""
     with start(folder) as server:
