@@ -146,8 +146,6 @@ def on_starting(server: Any) -> None:
     internals.spawn_without_losing_signals(server)
     internals.identify_errors()
     if exporting:
-        if not inherited:
-            parent.require_free_port()
         internals.call_once_a_second(server, exporting.keep_exporter)
         internals.keep_exit_statuses(server)
     server.log.info("workers=%d (%s)", count, reason)

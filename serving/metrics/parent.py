@@ -89,9 +89,14 @@ class Parent:
         mark_process_dead(slot, self.directory)
 
     def start_exporter(self, sockets: Iterable[Any]) -> None:
-        """Start the exporter for the server with these sockets."""
+        """Start the exporter for the server that listens on these sockets."""
         addresses = [socket.getsockname() for socket in sockets]
         self.addresses = [f"{address[0]}:{address[1]}" for address in addresses if isinstance(address, tuple)]
+        if any(address.endswith(f":{port()}") for address in self.addresses):
+            settings.refuse("METRICS_PORT", port(), "another port than that of the server")
+        # The server that this one replaces after SIGUSR2 has the port until it ends.
+        if "GUNICORN_PID" not in os.environ:
+            require_free_port()
         self.keep_exporter()
 
     def keep_exporter(self) -> None:

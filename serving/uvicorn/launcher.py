@@ -179,8 +179,6 @@ def serve(size: sizing.Sizing, **options: Any) -> None:
     by_address = config.uds is None and config.fd is None
     if by_address:
         settings.require_free(config.host, config.port)
-    if metrics.enabled() and not config.should_reload:
-        parent.require_free_port()
     with suppress(KeyboardInterrupt):
         try:
             if config.should_reload:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.commands import poll
+from tests.support.commands import free_port, poll
 from tests.support.exporter import Measured
 from tests.support.servers import Server
 
@@ -137,14 +137,15 @@ def test_only_a_trusted_proxy_tells_when_a_request_was_sent(name: str, folder: P
     """And what is no time counts as nothing."""
     second_ago = str(int(time.time() * 1000) - 1000)
     with start(folder, name) as server:
-        for value in ("soon", "-1", "1e9", "nan", "", "9" * 400):
+        values = ("soon", "-1", "1e9", "nan", "", "9" * 400, second_ago)
+        for value in values:
             get(server, x_request_start=value)
-        assert server.scrape().total(f"{QUEUED}_count") == 0
-        get(server, x_request_start=second_ago)
+        poll(lambda: server.scrape().total(REQUESTS) == len(values), log=server.log)
         assert server.scrape().total(f"{QUEUED}_count") == 1
         assert 1 <= server.scrape().total(f"{QUEUED}_sum") < 60
     with start(folder, name, FORWARDED_ALLOW_IPS="192.0.2.1") as server:
         get(server, x_request_start=second_ago)
+        poll(lambda: server.scrape().total(REQUESTS) == 1, log=server.log)
         assert server.scrape().total(f"{QUEUED}_count") == 0
 
 
@@ -310,3 +311,16 @@ def test_a_wrong_value_is_one_line(name: str, environ: dict[str, str], line: str
             assert server.exit_code() == 1
             assert line.format(taken) in server.log()
             assert "Traceback" not in server.log()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOTH)
+def test_the_port_of_the_server_is_refused(name: str, folder: Path) -> None:
+    """It may not be taken yet when the exporter starts."""
+    port = str(free_port())
+    module, *command = SERVERS[name]
+    environ = {"WEB_CONCURRENCY": "1", "PYTHONPATH": str(folder), "METRICS": "on", "METRICS_PORT": port}
+    with Server(module, *command, **environ | {"PORT": port}) as server:
+        assert server.exit_code() == 1
+        assert f"METRICS_PORT={port}: must be another port than that of the server" in server.log()
+        assert "Traceback" not in server.log()
