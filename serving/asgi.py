@@ -49,34 +49,16 @@ class Service:
                 return await self.app(scope, receive, send)
             finally:
                 if self.metrics:
-                    self.metrics.loop.write()
+                    self.metrics.write()
         if kind == "http" and scope["path"] in health.PATHS:
             return await self.probe(scope["path"], scope["method"], send)
-        if self.metrics:
-            return await self.measure(scope, receive, send)
-        return await self.serve(scope, receive, send)
-
-    async def measure(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve, and observe how long it takes."""
-        assert self.metrics  # noqa: S101  for mypy
-        request = self.metrics.Request(scope.get("method", "GET"))
-
-        async def observe(message: Message) -> None:
-            event = message["type"]
-            if event == "http.response.start":
-                request.respond(str(message["status"]), routes.current.get())
-            await send(message)
-            if event == "http.response.body" and not message.get("more_body"):
-                request.end()
-
-        requests, kind = self.metrics.loop.requests, scope["type"]
-        requests[kind] += 1
+        if not self.metrics:
+            return await self.serve(scope, receive, send)
+        self.metrics.loop.requests[kind] += 1
         try:
-            await self.serve(scope, receive, observe)
+            return await self.serve(scope, receive, send)
         finally:
-            requests[kind] -= 1
-            # A response without an end, or none at all: the client has left.
-            request.end()
+            self.metrics.loop.requests[kind] -= 1
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer."""
@@ -92,9 +74,10 @@ class Service:
         seen = {**scope, "method": "GET"} if head else scope
         routes.current.set("")
         logged = failed = False
+        status = 0  # of a response that has begun and not ended
 
         async def respond(message: Message) -> None:
-            nonlocal logged, failed
+            nonlocal logged, failed, status
             event = message["type"]
             if event in _RESPONSES:
                 failed = message.get("status", 101) >= 400
@@ -107,7 +90,18 @@ class Service:
             if not logged and (event in _RESPONSES or event == "websocket.close"):
                 logged = True
                 log(scope, message, perf_counter() - start)
+            if event == "http.response.start":
+                status = message["status"]
             await send(message)
+            if status and event == "http.response.body" and not message.get("more_body"):
+                ended()
+
+        def ended() -> None:
+            nonlocal status
+            if self.metrics:
+                route = routes.current.get()
+                self.metrics.answered(scope["method"], route, str(status), perf_counter() - start)
+            status = 0
 
         complete = gone = False
 
@@ -134,6 +128,8 @@ class Service:
                 await internal_error(without_body(respond) if head else respond)
             raise
         finally:
+            if status:  # the client has left, or the application stopped in the middle
+                ended()
             if failed and has_large_body(scope):
                 # A framework's exception and the half file of an upload may refer to each other:
                 # the file would stay in /tmp until a collection.

@@ -186,8 +186,9 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """In the worker: tell the arbiter whether it has served its number of requests."""
+    """In the worker: write the last observations, and whether it has served its number of requests."""
     if exporting:
+        exporting.instruments.write()
         worker.recycled[0] = worker.nr >= worker.max_requests
 
 

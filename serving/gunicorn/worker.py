@@ -42,6 +42,9 @@ FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # looks at the backlog from then on.
 STUCK, STUCK_PAUSE = 0.1, 0.25
 
+# Seconds between two writes to the metrics.
+SHOW = 0.1
+
 # What a probe's first line starts with, and its path. Its request is short, and arrives as a whole.
 PROBES = {f"{method} {path} ".encode(): path for method in ("GET", "HEAD") for path in health.PATHS}
 PROBE_BYTES = 4096
@@ -77,6 +80,7 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         self.full_logged = float("-inf")
         self.quitting = False
         self.metrics = metrics.load()
+        self.shown = 0.0
 
     def init_process(self) -> None:
         """Make a thread for each probe; the parent class never returns from here.
@@ -85,6 +89,7 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         """
         if self.metrics:
             self.metrics.threads.set(self.cfg.threads)
+            self.metrics.collect()
         self.probe_pools = {path: ThreadPoolExecutor(1, thread_name_prefix="probe") for path in health.PATHS}
         super().init_process()
 
@@ -162,13 +167,15 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         super().finish_request(conn, fs)
 
     def show_busy(self) -> None:
-        """Write to the metrics how many threads have a request, and how many requests have none."""
-        if not self.metrics:
-            return
-        if self.busy <= self.cfg.threads:
-            self.metrics.threads_busy.set(self.busy)
-        if self.busy >= self.cfg.threads:
-            self.metrics.waiting.set(self.busy - self.cfg.threads)
+        """Write the metrics, ten times a second at most under load: how many threads are busy, and the rest.
+
+        The first request of an idle worker is shown immediately: it may hold the interpreter's lock.
+        """
+        if self.metrics and (self.busy == 1 or monotonic() - self.shown > SHOW):
+            self.shown = monotonic()
+            self.metrics.threads_busy.set(min(self.busy, self.cfg.threads))
+            self.metrics.waiting.set(max(0, self.busy - self.cfg.threads))
+            self.metrics.write()
 
     def is_stuck(self) -> bool:
         """Whether all threads have been busy for some time."""
@@ -201,6 +208,7 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Wait no longer than the pause lasts; stop after SIGQUIT."""
+        self.show_busy()
         if self.quitting:
             super().handle_quit(SIGQUIT, None)
         if self._accepting and self.is_stuck():

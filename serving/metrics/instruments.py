@@ -10,6 +10,8 @@ import asyncio
 import os
 import time
 from bisect import bisect_left
+from collections import Counter as Counts
+from collections import deque
 from time import perf_counter
 
 from prometheus_client import Counter, Gauge, Histogram, values
@@ -62,38 +64,40 @@ process = Gauge("server_worker_process", "The id of each worker's process", mult
 exits = Counter("server_worker_exits", "Workers that have ended, by cause", ("cause",))
 
 
-class Batch:
-    """Observations of an event loop, which writes them ten times a second: a request is cheaper than that.
-
-    One in a thread is written immediately.
-    """
-
-    def __init__(self, histogram: Histogram) -> None:
-        self.histogram = histogram
-        self.sum, self.counts = 0.0, [0] * (len(BUCKETS) + 1)
-
-    def observe(self, seconds: float) -> None:
-        """Add one."""
-        if loop.running:
-            self.sum += seconds
-            self.counts[bisect_left(BUCKETS, seconds)] += 1
-        else:
-            self.histogram.observe(seconds)
-
-    def write(self) -> None:
-        """Write those since the last time, as `Histogram.observe` writes a single one."""
-        if any(self.counts):
-            counts, self.counts = self.counts, [0] * len(self.counts)
-            self.histogram._sum.inc(self.sum)
-            self.sum = 0.0
-            for bucket, count in zip(self.histogram._buckets, counts, strict=True):
-                if count:
-                    bucket.inc(count)
-
-
-_queue = Batch(queue)
+# What has been observed and is not written yet. A worker that calls `write` regularly, between
+# requests, sets `collecting`: writing each observation would cost a request several times as much.
+collecting = False
+_observed: deque[tuple[Histogram, float]] = deque()
 # Each combination of labels, so that a request does not look it up in prometheus-client.
-_durations: dict[tuple[str, str, str], Batch] = {}
+_durations: dict[tuple[str, str, str], Histogram] = {}
+
+
+def collect() -> None:
+    """Keep what is observed until `write` is called, which must be at least once a second."""
+    global collecting
+    collecting = True
+
+
+def observe(histogram: Histogram, seconds: float) -> None:
+    """Add one observation."""
+    if collecting:
+        _observed.append((histogram, seconds))
+    else:
+        histogram.observe(seconds)
+
+
+def write() -> None:
+    """Write what has been observed, all of one bucket at a time."""
+    sums: Counts[Histogram] = Counts()
+    buckets: Counts[tuple[Histogram, int]] = Counts()
+    for _ in range(len(_observed)):  # threads may go on adding
+        histogram, seconds = _observed.popleft()
+        sums[histogram] += seconds  # type: ignore[assignment]  # a float
+        buckets[histogram, bisect_left(BUCKETS, seconds)] += 1
+    for histogram, seconds in sums.items():
+        histogram._sum.inc(seconds)
+    for (histogram, bucket), count in buckets.items():
+        histogram._buckets[bucket].inc(count)
 
 
 def begin_worker(number: str | None = None) -> None:
@@ -106,7 +110,7 @@ def begin_worker(number: str | None = None) -> None:
 def queued(sent: str) -> None:
     """Observe how long ago the edge sent a request; `sent` is its X-Request-Start, in milliseconds."""
     if len(sent) < 16 and sent.isascii() and sent.isdigit():
-        _queue.observe(max(0.0, time.time() - int(sent) / 1000))
+        observe(queue, max(0.0, time.time() - int(sent) / 1000))
 
 
 def answered(method: str, route: str, status: str, seconds: float) -> None:
@@ -117,9 +121,9 @@ def answered(method: str, route: str, status: str, seconds: float) -> None:
     found = _durations.get(key)
     if found is None:
         # A route that does not allow the method has not matched: not every framework names it.
-        found = Batch(duration.labels(method, OTHER if status == "405" or not route else route, status))
+        found = duration.labels(method, OTHER if status == "405" or not route else route, status)
         _durations[key] = found
-    found.observe(seconds)
+    observe(found, seconds)
 
 
 class Request:
@@ -156,6 +160,7 @@ class Loop:
         """Look at the running event loop from now on."""
         if not self.running:
             self.running = True
+            collect()
             loop = asyncio.get_running_loop()
             self.changed = loop.time()
             self._wait(loop)
@@ -172,13 +177,8 @@ class Loop:
         loop_delay.set(max(self.longest))
         active.set(self.requests["http"])
         websockets.set(self.requests["websocket"])
-        self.write()
+        write()
         self._wait(loop)
-
-    def write(self) -> None:
-        """Write what has been observed; also when the application has stopped."""
-        for batch in (_queue, *_durations.values()):
-            batch.write()
 
 
 loop = Loop()

@@ -108,7 +108,9 @@ def test_requests_are_counted_by_method_route_and_status(name: str, folder: Path
         for number in range(20):
             assert get(server, f"/{number}") == 404
             get(server, method=f"M{'X' * number}")
-        figures = poll(lambda: (now := server.scrape()).total(REQUESTS) >= 23 and now, log=server.log)
+        poll(lambda: server.scrape().total(REQUESTS, http_response_status_code="404") >= 20, log=server.log)
+        poll(lambda: server.scrape().total(REQUESTS, http_route="/known") == 1, log=server.log)
+        figures = server.scrape()
         assert figures.values(REQUESTS, "http_route") == {"/", "/known", "_OTHER"}
         assert figures.values(REQUESTS, "http_request_method") <= {"GET", "HEAD", "_OTHER"}
         assert figures.total(REQUESTS, http_route="/known", http_response_status_code="200") == 1
@@ -127,7 +129,8 @@ def test_an_exception_is_a_500(folder: Path) -> None:
     """The application has not answered, so that its route is unknown."""
     with start(folder) as server:
         assert get(server, "/fail") == 500
-        assert server.scrape().total(REQUESTS, http_response_status_code="500", http_route="_OTHER") == 1
+        labels = {"http_response_status_code": "500", "http_route": "_OTHER"}
+        poll(lambda: server.scrape().total(REQUESTS, **labels) == 1, log=server.log)
         assert server.scrape().total("http_server_active_requests") == 0
 
 
@@ -195,6 +198,8 @@ def test_a_killed_worker_leaves_its_counters_only(name: str, folder: Path) -> No
     with start(folder, name) as server:
         for _ in range(10):
             assert get(server) == 200
+        # At most a second of observations is lost with a worker that is killed.
+        poll(lambda: server.scrape().total(REQUESTS, http_route="/") == 10, log=server.log)
         before = files(server)
         with holding(server, "/wait?20", 2):
             poll(lambda: server.scrape().total("http_server_active_requests") == 2, log=server.log)
@@ -239,7 +244,7 @@ def test_a_reload_has_both_generations_for_a_while(name: str, folder: Path) -> N
         assert {file for file in files(server) if file.startswith("histogram_")} <= {
             f"histogram_{slot}.db" for slot in ("parent", 0, 1, 2, 3)
         }
-        assert server.scrape().total(REQUESTS) == 2
+        poll(lambda: server.scrape().total(REQUESTS) == 2, log=server.log)
 
 
 @pytest.mark.slow
