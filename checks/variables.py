@@ -58,7 +58,7 @@ def is_listening_address(value: str) -> bool:
 def is_edge_port(value: str) -> bool:
     """Whether the edge can listen on this port, and has no other use for it."""
     in_range = re.fullmatch("[0-9]{1,5}", value) and 1 <= int(value) <= 65535
-    return bool(in_range) and value not in ("8001", "8002", "8003")
+    return bool(in_range) and value not in ("8001", "8002", "8003", "9000")
 
 
 def is_transfer_time(value: str) -> bool:
@@ -119,8 +119,7 @@ host_names = each(
 )
 port = whole_number(1, 65535)
 edge_port = must_be(
-    "a whole number from 1 to 65535, and none of 8001, 8002, 8003, on which the edge serves single"
-    " services in its container",
+    "a whole number from 1 to 65535, and none of 8001, 8002, 8003, 9000, which the edge uses itself",
     is_edge_port,
 )
 cpus = must_be("a number of CPUs such as 0.5 or 2, or 0 for no limit", is_cpus)
@@ -144,8 +143,9 @@ metrics_port = must_be(
 )
 tmp_size = matching("a whole number with k, m or g, such as 128m", "0*[1-9][0-9]{0,9}[kmgKMG]")
 registry = matching("a registry with a slash at its end", r"[A-Za-z0-9.-]+(:[0-9]+)?/([a-z0-9._-]+/)*")
-index_url = matching("an address that begins with https:// or http://", r"https?://\S+")
+url = matching("an address that begins with https:// or http://", r"https?://\S+")
 path = matching("the path of a file", r"[^\n,]*")
+profiles = matching("names of profiles, separated by commas without blanks", r"\*|\w[\w.-]*(,\w[\w.-]*)*")
 # A part of a DNS name has at most 63 characters; the edge looks up PROJECT-SERVICE-8.
 project_name = matching("at most 50 characters, because names of containers are DNS names", "(?s:.{,50})")
 compatibility = matching(
@@ -165,6 +165,8 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "DJANGO_PORT": (port, "8001"),
     "FLASK_PORT": (port, "8002"),
     "FASTAPI_PORT": (port, "8003"),
+    "GRAFANA_PORT": (port, "3000"),
+    "ALERT_WEBHOOK_URL": (url, "https://alerts.example.com/hook"),
     # The servers' own bounds.
     "REQUEST_TIMEOUT": (lambda _: settings.request_timeout(), "20"),
     "MAX_BODY": (lambda name: settings.size(name, 0), "1MiB"),
@@ -194,8 +196,12 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "FASTAPI_TARGET": (matching("fastapi or fastapi-hybrid", "fastapi(-hybrid)?"), "fastapi"),
     "PYTHON_IMAGE": (image, "python:3.14-slim"),
     "EDGE_IMAGE": (image, "caddy:2.11"),
-    "PIP_INDEX_URL": (index_url, "https://pypi.example.com/simple"),
+    "PROMETHEUS_IMAGE": (image, "prom/prometheus:v3.5.3"),
+    "ALERTMANAGER_IMAGE": (image, "prom/alertmanager:v0.33.1"),
+    "GRAFANA_IMAGE": (image, "grafana/grafana:13.2.3"),
+    "PIP_INDEX_URL": (url, "https://pypi.example.com/simple"),
     "BUILD_CA": (path, "corporate-ca.pem"),
+    "COMPOSE_PROFILES": (profiles, "one of those in docker-compose.yml"),
     "COMPOSE_PROJECT_NAME": (project_name, "a shorter name"),
     "COMPOSE_COMPATIBILITY": (compatibility, "false"),
 }

@@ -12,3 +12,8 @@ prune: ## Remove the images of all versions but the running one and the one befo
 	@python3 deploy/rollout.py --prune
 pin: ## Write the digests of the base images into the Dockerfile, or newer ones
 	@python3 -m deploy.base_images
+
+##@ Watch
+.PHONY: test-alert
+test-alert: ## Send an alert to ALERT_WEBHOOK_URL, and say whether it arrived
+	@python3 deploy/send_alert.py

@@ -14,8 +14,9 @@ DIRECTORY, SLOT = "PROMETHEUS_MULTIPROC_DIR", "METRICS_SLOT"
 
 
 def enabled() -> bool:
-    """METRICS."""
-    return settings.flag("METRICS")
+    """METRICS, or the profile of Compose that starts Prometheus."""
+    profiles = settings.text("COMPOSE_PROFILES").split(",")
+    return settings.flag("METRICS") or "metrics" in profiles or "*" in profiles
 
 
 def require_package() -> None:

@@ -611,7 +611,7 @@ class Faulty(Containers):
                 service["environment"]["DATABASE_URL"] = url
         file = directory / "faults.yml"
         file.write_text(json.dumps(override))
-        super().__init__(file, COMPOSE_PROFILES="*", **environ)
+        super().__init__(file, **environ)
 
     def adjust(self, service: str, *flags: str, workers: str = "") -> None:
         """Start the service again if it has another number of workers now, or as Compose's flags say."""

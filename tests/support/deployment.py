@@ -78,7 +78,7 @@ class Deployment(Containers):
             | options
             for name, (command, application) in WITNESSED.items()
         }
-        super().__init__(COMPOSE_PROFILES="*")
+        super().__init__()
         services = {name: services[name] for name in self.urls}
         (directory / "witness.yml").write_text(json.dumps({"services": services}))
         self.files = [
