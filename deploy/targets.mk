@@ -14,6 +14,8 @@ pin: ## Write the digests of the base images into the Dockerfile, or newer ones
 	@python3 -m deploy.base_images
 
 ##@ Watch
-.PHONY: test-alert
+.PHONY: status test-alert
+status: ## Show every service: replicas, version, requests, errors, memory, restarts
+	@$(firstword $(wildcard .venv/bin/python) python3) deploy/status.py
 test-alert: ## Send an alert to ALERT_WEBHOOK_URL, and say whether it arrived
 	@python3 deploy/send_alert.py

@@ -5,6 +5,7 @@ Grafana is not started: what it would ask is asked here, each selector of each q
 
 import json
 import re
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -273,3 +274,28 @@ def test_a_service_without_capacity_is_named(stack: Monitored) -> None:
     )
     for client in clients:
         client.join()
+
+
+def test_the_status_has_the_same_numbers(stack: Monitored) -> None:
+    """`make status` counts the requests of its seconds, each once, without Prometheus."""
+    stack.compose("stop", "prometheus")
+    done = threading.Event()
+
+    def load() -> None:
+        while not done.wait(0.05):
+            httpx2.get(stack.urls[BUSY] + f"/?{secrets.token_hex(4)}", trust_env=False)
+
+    client = threading.Thread(target=load)
+    client.start()
+    try:
+        lines = stack.make("status").splitlines()
+    finally:
+        done.set()
+        client.join()
+    rows = {
+        line.split()[0]: dict(zip(lines[0].split(), line.split(), strict=False)) for line in lines if line
+    }
+    assert {"edge", "alertmanager", *PROGRAMS} <= rows.keys()
+    for service in ("edge", BUSY):
+        assert rows[service]["READY"] == "1/1", lines
+        assert 2 < float(rows[service]["REQ/S"]) < 25, lines

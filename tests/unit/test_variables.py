@@ -191,6 +191,7 @@ def test_the_shell_wins_over_the_file(tmp_path: Path) -> None:
         "checks.readable",
         "deploy.failures",
         "deploy.base_images",
+        "deploy.status",
         "deploy.send_alert",
     ],
 )
