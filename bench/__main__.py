@@ -31,9 +31,10 @@ DISTURBED, TRIES = 0.15, 3
 UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 
-def load(url: str, seconds: float) -> dict[str, float]:
+def load(url: str, seconds: float, *options: str) -> dict[str, float]:
     """Drive `url` with wrk; requests per second, 99th percentile in ms, and errors of every kind."""
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:.0f}s", "--timeout", "10s", "--latency", url]
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:.0f}s", "--timeout", "10s", "--latency"]
+    command += [*options, url]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rate = re.search(r"Requests/sec: +([\d.]+)", output)
     p99 = re.search(r"99% +([\d.]+)(us|ms|s)", output)

@@ -78,7 +78,7 @@ class Mode:
     @contextmanager
     def running(self, *flags: str, equal: bool = True) -> Iterator[Running]:
         """Start it on a free port of 127.0.0.1, and stop it; `equal` gives it an access log like ours."""
-        port = _free_port()
+        port = free_port()
         line = self.command.format(app=APPS[self.app], port=port)
         words = shlex.split(line + (f" {self.equal}" if equal else "")) + list(flags)
         if words[0] == "python":
@@ -118,7 +118,8 @@ class Mode:
                     process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -158,6 +158,17 @@ def capacity_table(results: Results) -> str:
     return _table(("requests/s", "application", "pods", "edges", "database connections"), rows)
 
 
+def metrics_table(results: Results) -> str:
+    """Each server with METRICS=on, next to the same one without."""
+    rows = []
+    for name, it in results["metrics"]["services"].items():
+        rates = [_range(it[f"rate_{key}"], 0) for key in ("off", "on")]
+        ratios = [_range(it[f"{key}_ratio"], 2) for key in ("rate", "cpu")]
+        rows.append([name, *rates, *ratios, f"{it['memory']:.0f}", str(it["errors"])])
+    titles = ("server", "requests/s off", "on", "relative", "CPU, relative", "MiB more", "errors")
+    return _table(titles, rows)
+
+
 def _range(figures: Mapping[str, float], digits: int) -> str:
     """A median, and the smallest and the largest value."""
     median, low, high = (f"{figures[name]:.{digits}f}" for name in ("median", "min", "max"))

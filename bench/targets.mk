@@ -1,5 +1,5 @@
 ##@ This repository alone
-.PHONY: chaos bench bench-edge render lint-repository
+.PHONY: chaos bench bench-edge bench-metrics render lint-repository
 chaos: .venv/test ## Break everything under load, twelve minutes, and write docs/reliability.md
 	CHAOS=1 .venv/bin/pytest --verbose tests/repository/test_faults.py
 
@@ -8,6 +8,9 @@ bench: .venv/test ## Measure every server mode and write docs/choosing.md, 15 mi
 
 bench-edge: .venv/test ## Measure what the edge costs, 6 minutes; needs Docker on Linux; QUICK=1: 1 minute
 	.venv/bin/python -m bench.edge $(if $(QUICK),--quick)
+
+bench-metrics: .venv/test ## Measure what METRICS=on costs, 4 minutes; needs wrk; QUICK=1: half a minute
+	.venv/bin/python -m bench.metrics $(if $(QUICK),--quick)
 
 render: .venv/test ## Show what a project would lose: make render STACKS=flask,fastapi
 	.venv/bin/python -m bench.render $(STACKS)

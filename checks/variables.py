@@ -59,7 +59,7 @@ def is_listening_address(value: str) -> bool:
 def is_edge_port(value: str) -> bool:
     """Whether the edge can listen on this port, and has no other use for it."""
     in_range = re.fullmatch("[0-9]{1,5}", value) and 1 <= int(value) <= 65535
-    return bool(in_range) and value not in ("8001", "8002", "8003")
+    return bool(in_range) and value not in ("8001", "8002", "8003", "9000")
 
 
 def is_transfer_time(value: str) -> bool:
@@ -120,8 +120,7 @@ host_names = each(
 )
 port = whole_number(1, 65535)
 edge_port = must_be(
-    "a whole number from 1 to 65535, and none of 8001, 8002, 8003, on which the edge serves single"
-    " services in its container",
+    "a whole number from 1 to 65535, and none of 8001, 8002, 8003, 9000, which the edge uses itself",
     is_edge_port,
 )
 cpus = must_be("a number of CPUs such as 0.5 or 2, or 0 for no limit", is_cpus)
@@ -139,9 +138,13 @@ proxies = each(
     "addresses or networks such as 10.0.0.0/8, separated by blanks", "private_ranges".__eq__, is_network
 )
 transfer_time = must_be("a time from 1s to 365d in s, m, h or d, such as 30m or 24h", is_transfer_time)
+metrics_port = must_be(
+    "a whole number from 1 to 65535, but not 8000, on which the servers listen",
+    lambda value: value.isascii() and value.isdigit() and 1 <= int(value) <= 65535 and value != "8000",
+)
 tmp_size = matching("a whole number with k, m or g, such as 128m", "0*[1-9][0-9]{0,9}[kmgKMG]")
 registry = matching("a registry with a slash at its end", r"[A-Za-z0-9.-]+(:[0-9]+)?/([a-z0-9._-]+/)*")
-index_url = matching("an address that begins with https:// or http://", r"https?://\S+")
+url = matching("an address that begins with https:// or http://", r"https?://\S+")
 path = matching("the path of a file", r"[^\n,]*")
 profile_names = matching(
     "names of profiles, separated by commas without blanks", r"\*|[a-zA-Z0-9][\w.-]*(,[a-zA-Z0-9][\w.-]*)*"
@@ -165,12 +168,16 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "DJANGO_PORT": (port, "8001"),
     "FLASK_PORT": (port, "8002"),
     "FASTAPI_PORT": (port, "8003"),
+    "GRAFANA_PORT": (port, "3000"),
+    "ALERT_WEBHOOK_URL": (url, "https://alerts.example.com/hook"),
     # The servers' own bounds.
     "REQUEST_TIMEOUT": (lambda _: settings.request_timeout(), "20"),
     "MAX_BODY": (lambda name: settings.size(name, 0), "1MiB"),
     "DRAIN_SECONDS": (lambda _: settings.drain_seconds(), "2"),
     "EDGE_TRANSFER_TIMEOUT": (transfer_time, "24h"),
     "LOG_FORMAT": (lambda name: settings.choice(name, ("plain", "json"), "plain"), "plain"),
+    "METRICS": (lambda name: settings.flag(name), "off"),
+    "METRICS_PORT": (metrics_port, "9000"),
     "CPUS": (cpus, "1.0"),
     "MEMORY": (memory, "512m"),
     "TMP_SIZE": (tmp_size, "128m"),
@@ -196,7 +203,10 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "PYTHON_IMAGE": (image, "python:3.14-slim"),
     "EDGE_IMAGE": (image, "caddy:2.11"),
     "POSTGRES_IMAGE": (image, "postgres:18"),
-    "PIP_INDEX_URL": (index_url, "https://pypi.example.com/simple"),
+    "PROMETHEUS_IMAGE": (image, "prom/prometheus:v3.5.3"),
+    "ALERTMANAGER_IMAGE": (image, "prom/alertmanager:v0.33.1"),
+    "GRAFANA_IMAGE": (image, "grafana/grafana:13.2.3"),
+    "PIP_INDEX_URL": (url, "https://pypi.example.com/simple"),
     "BUILD_CA": (path, "corporate-ca.pem"),
     "BACKUP_DIR": (matching("the path of a directory, without ~", r"[^~\n][^\n]*"), "backups"),
     "BACKUP_KEEP": (whole_number(1, 10_000), "7"),

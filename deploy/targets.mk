@@ -40,3 +40,10 @@ lint-kubernetes: $(OVERLAYS:%=.venv/kubernetes/%.yaml)
 	@mkdir -p .venv/kubernetes
 	.venv/bin/kubectl kustomize deploy/kubernetes/overlays/$* --output $@
 ALWAYS:
+
+##@ Watch
+.PHONY: status test-alert
+status: ## Show every service: replicas, version, requests, errors, memory, restarts
+	@$(firstword $(wildcard .venv/bin/python) python3) deploy/status.py
+test-alert: ## Send an alert to ALERT_WEBHOOK_URL, and say whether it arrived
+	@python3 deploy/send_alert.py

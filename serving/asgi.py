@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from time import perf_counter
 from typing import Any
 
-from serving import health, logs, peers, routes
+from serving import health, logs, metrics, peers, routes
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -20,6 +20,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _FORWARDED = frozenset(name.encode() for name in peers.FORWARDED)
 _REQUEST_ID = b"x-request-id"
+_REQUEST_START = b"x-request-start"
 _RESPONSES = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _WEBSOCKET_STATUS = {"websocket.accept": 101, "websocket.close": 403}
 _SECURE = {"http": "https", "websocket": "wss"}
@@ -36,14 +37,32 @@ class Service:
         self.app = app
         self.checks = health.AsyncChecks(checks or {})
         self.trusted = peers.trusted()
+        self.metrics = metrics.load()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a probe, or let the application answer."""
         kind = scope["type"]
+        if self.metrics:
+            self.metrics.loop.watch()
         if kind not in _SECURE:
-            return await self.app(scope, receive, send)
+            try:
+                return await self.app(scope, receive, send)
+            finally:
+                if self.metrics:
+                    self.metrics.write()
         if kind == "http" and scope["path"] in health.PATHS:
             return await self.probe(scope["path"], scope["method"], send)
+        if not self.metrics:
+            return await self.serve(scope, receive, send)
+        self.metrics.loop.requests[kind] += 1
+        try:
+            return await self.serve(scope, receive, send)
+        finally:
+            self.metrics.loop.requests[kind] -= 1
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer."""
+        kind = scope["type"]
         start = perf_counter()
         identity = await self.identify(scope)
         peers.request_id.set(identity)
@@ -55,13 +74,14 @@ class Service:
         seen = {**scope, "method": "GET"} if head else scope
         routes.current.set("")
         logged = failed = False
+        status = 0  # of a response that has begun and not ended
 
         async def respond(message: Message) -> None:
-            nonlocal logged, failed
+            nonlocal logged, failed, status
             event = message["type"]
             if event in _RESPONSES:
                 failed = message.get("status", 101) >= 400
-                if logs.JSON:
+                if self.metrics or logs.JSON:
                     routes.current.set(routes.of_scope(seen))
                 message["headers"] = [*message.get("headers", ()), header]
                 if message.get("status") == 405:
@@ -70,7 +90,18 @@ class Service:
             if not logged and (event in _RESPONSES or event == "websocket.close"):
                 logged = True
                 log(scope, message, perf_counter() - start)
+            if event == "http.response.start":
+                status = message["status"]
             await send(message)
+            if status and event == "http.response.body" and not message.get("more_body"):
+                ended()
+
+        def ended() -> None:
+            nonlocal status
+            if self.metrics:
+                route = routes.current.get()
+                self.metrics.answered(scope["method"], route, str(status), perf_counter() - start)
+            status = 0
 
         complete = gone = False
 
@@ -97,6 +128,8 @@ class Service:
                 await internal_error(without_body(respond) if head else respond)
             raise
         finally:
+            if status:  # the client has left, or the application stopped in the middle
+                ended()
             if failed and has_large_body(scope):
                 # A framework's exception and the half file of an upload may refer to each other:
                 # the file would stay in /tmp until a collection.
@@ -106,7 +139,7 @@ class Service:
         """Correct address and scheme in place from a trusted peer's headers; the request's id."""
         client = scope.get("client")
         peer = client[0] if client else ""
-        hops, scheme, candidate, headers, traces = [], b"", None, [], []
+        hops, scheme, sent, candidate, headers, traces = [], b"", b"", None, [], []
         for name, value in scope["headers"]:
             if name == _REQUEST_ID:
                 candidate = value.decode("latin-1")
@@ -117,6 +150,8 @@ class Service:
                 scheme = value
             elif name == b"traceparent":
                 traces.append(value.decode("latin-1"))
+            elif name == _REQUEST_START:
+                sent = value
             headers.append((name, value))
         scope["headers"] = headers
         peers.trace_id.set(peers.trace_id_for(",".join(traces)))
@@ -133,6 +168,8 @@ class Service:
         if scheme in (b"http", b"https"):
             plain = "ws" if scope["type"] == "websocket" else "http"
             scope["scheme"] = _SECURE[scope["type"]] if scheme == b"https" else plain
+        if sent and self.metrics:
+            self.metrics.queued(sent.decode("latin-1"))
         return peers.request_id_for(candidate)
 
     async def probe(self, path: str, method: str, send: Send) -> None:

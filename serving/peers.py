@@ -31,6 +31,7 @@ FORWARDED = (
     "x-forwarded-prefix",
     "x-forwarded-proto",
     "x-real-ip",
+    "x-request-start",
 )
 
 # In FORWARDED_ALLOW_IPS: the peer of a unix socket, which has no address.

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from serving import health, logs, peers, routes, settings
+from serving import health, logs, metrics, peers, routes, settings
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -32,6 +32,7 @@ class Service:
         self.app = app
         self.checks = health.Checks(checks or {})
         self.trusted = peers.trusted()
+        self.metrics = metrics.load()
         self.max_body = settings.size("MAX_BODY", 1024 * 1024)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -44,19 +45,32 @@ class Service:
         peers.request_id.set(identity)
         peers.trace_id.set(peers.trace_id_for(environ.get("HTTP_TRACEPARENT")))
         routes.current.set("")
+        measured = self.metrics.Request(environ["REQUEST_METHOD"]) if self.metrics else None
 
         def respond(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
-            if logs.JSON:
+            if measured or logs.JSON:
                 routes.current.set(routes.of_environ(environ))
+            if measured:
+                measured.respond(status[:3], routes.current.get())
             return start_response(status, [*headers, ("X-Request-ID", identity)], *error)
 
+        if not measured:
+            return self.answer(environ, respond)
+        try:
+            return at_close(self.answer(environ, respond), measured.end)
+        except BaseException:
+            measured.end("500")
+            raise
+
+    def answer(self, environ: WSGIEnvironment, respond: StartResponse) -> Iterable[bytes]:
+        """Let the application answer, in a body whose errors are for the server."""
         in_chunks = "HTTP_TRANSFER_ENCODING" in environ
         if in_chunks and (refusal := self.take_whole_body(environ)):
             code, _, title = refusal.partition(" ")
             document = json.dumps({"title": title, "status": int(code)}).encode()
             headers = [("Content-Type", "application/problem+json"), ("Content-Length", str(len(document)))]
             respond(refusal, headers)
-            return [document]
+            return Body([document])
         received = environ["wsgi.input"] if in_chunks else None
         try:
             body = self.app(environ, respond)
@@ -105,6 +119,8 @@ class Service:
         environ["REMOTE_ADDR"] = self.trusted.client(peer, forwarded_for) if forwarded_for else peer
         if (scheme := environ.get("HTTP_X_FORWARDED_PROTO")) in ("http", "https"):
             environ["wsgi.url_scheme"] = scheme
+        if self.metrics and (sent := environ.get("HTTP_X_REQUEST_START")):
+            self.metrics.queued(sent)
         return peers.request_id_for(environ.get("HTTP_X_REQUEST_ID"))
 
     def probe(self, path: str, method: str, start_response: StartResponse) -> Iterable[bytes]:
@@ -141,6 +157,21 @@ class Body:
         finally:
             if self._received:
                 self._received.close()
+
+
+def at_close(body: Any, function: Callable[[], None]) -> Iterable[bytes]:
+    """Call `function` when the server closes the body, or the file that it sends instead of one."""
+    close = getattr(body, "close", None)
+
+    def close_and_call() -> None:
+        try:
+            if close:
+                close()
+        finally:
+            function()
+
+    body.close = close_and_call
+    return body  # type: ignore[no-any-return]
 
 
 def translate(error: OSError | SystemExit) -> NoReturn:

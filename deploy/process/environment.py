@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
+from deploy.process.servers import SERVICES
 from serving import settings
 
 # A line that Compose and this module would read differently: Compose replaces $NAME, and a blank
@@ -40,6 +41,7 @@ def deployment(root: Path) -> dict[str, str]:
 def of_service(root: Path, service: str) -> dict[str, str]:
     """What one service's process gets."""
     general = deployment(root)
+    of_file = read(root / f".env.{service}")
     own = {
         "HOST": "127.0.0.1",
         "PORT": general[f"{service.upper()}_PORT"],
@@ -48,4 +50,7 @@ def of_service(root: Path, service: str) -> dict[str, str]:
         # Its name in JSON log lines, as each image has it.
         "SERVICE": service,
     }
-    return general | read(root / f".env.{service}") | dict(os.environ) | own
+    if "METRICS_PORT" not in of_file:
+        # On one machine, each exporter needs a port of its own.
+        own["METRICS_PORT"] = str(int(general["METRICS_PORT"]) + SERVICES.index(service))
+    return general | of_file | dict(os.environ) | own

@@ -5,6 +5,7 @@ https://docs.gunicorn.org/en/stable/settings.html
 
 import contextlib
 import gc
+import mmap
 import os
 import shlex
 import signal
@@ -19,9 +20,11 @@ from gunicorn.instrument.statsd import Statsd
 
 from serving import logs, peers, routes, settings, sizing
 from serving.gunicorn import internals
+from serving.metrics import parent
 
 __all__ = [
     "accesslog",
+    "child_exit",
     "forwarded_allow_ips",
     "graceful_timeout",
     "logconfig_json",
@@ -29,11 +32,13 @@ __all__ = [
     "on_starting",
     "post_fork",
     "post_request",
+    "pre_fork",
     "pre_request",
     "preload_app",
     "secure_scheme_headers",
     "when_ready",
     "worker_class",
+    "worker_exit",
     "workers",
 ]
 
@@ -62,6 +67,9 @@ secure_scheme_headers: dict[str, str] = {}
 # By this file's place, not by the working directory: --chdir may change that.
 logconfig_json = str(Path(__file__).parent.parent / "logging.json")
 accesslog = None
+
+# Before the application is loaded.
+exporting = parent.start()
 
 
 class Logger(Statsd):  # type: ignore[misc]  # Gunicorn has no types
@@ -137,6 +145,9 @@ def on_starting(server: Any) -> None:
     internals.drain_on_sigterm(server)
     internals.spawn_without_losing_signals(server)
     internals.identify_errors()
+    if exporting:
+        internals.call_once_a_second(server, exporting.keep_exporter)
+        internals.keep_exit_statuses(server)
     server.log.info("workers=%d (%s)", count, reason)
 
 
@@ -149,6 +160,16 @@ def when_ready(server: Any) -> None:
         internals.refuse_shared_connections()
         gc.collect()
         gc.freeze()
+    if exporting:
+        exporting.start_exporter(server.LISTENERS)
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """Choose the new worker's place in the metrics."""
+    if exporting:
+        worker.slot = exporting.take_slot()
+        # Shared with the worker, which says here that it ends because of max_requests.
+        worker.recycled = mmap.mmap(-1, 1)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -160,6 +181,26 @@ def post_fork(server: Any, worker: Any) -> None:
     for number in internals.STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, internals.STOP_SIGNALS)
+    if exporting:
+        exporting.instruments.begin_worker(worker.slot)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """In the worker: write the last observations, and whether it has served its number of requests."""
+    if exporting:
+        exporting.instruments.write()
+        worker.recycled[0] = worker.nr >= worker.max_requests
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """In the arbiter, however a worker has ended: free its place in the metrics."""
+    if exporting:
+        cause = parent.cause_of(internals.exit_statuses.get(worker.pid, 0))
+        if worker.aborted:
+            cause = "timeout"
+        elif cause == "exit" and worker.recycled[0]:
+            cause = "recycled"
+        exporting.free_slot(worker.slot, cause)
 
 
 def pre_request(worker: Any, req: Any) -> None:

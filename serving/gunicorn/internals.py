@@ -25,6 +25,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 # What an SQLite database begins with.
 SQLITE = b"SQLite format 3\0"
 
+# Worker -> its exit code, or the negative number of the signal that ended it. See keep_exit_statuses.
+exit_statuses: dict[int, int] = {}
+
 # True while Gunicorn itself answers a request that failed, and writes its access line.
 answering_error: ContextVar[bool] = ContextVar("answering_error", default=False)
 
@@ -82,6 +85,42 @@ def spawn_without_losing_signals(arbiter: Any) -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     arbiter.spawn_worker = spawn
+
+
+def call_once_a_second(arbiter: Any, function: Callable[[], None]) -> None:
+    """Let the arbiter's main loop call this function, as it looks for silent workers."""
+    require(arbiter, "murder_workers")
+    murder_workers: Callable[[], None] = arbiter.murder_workers
+
+    def murder_and_call() -> None:
+        murder_workers()
+        function()
+
+    arbiter.murder_workers = murder_and_call
+
+
+def keep_exit_statuses(arbiter: Any) -> None:
+    """Remember how each worker has ended while `child_exit` runs, which is not told."""
+    require(arbiter, "reap_workers")
+    reap_workers: Callable[[], None] = arbiter.reap_workers
+    waitpid = os.waitpid
+
+    def wait_and_keep(pid: int, options: int) -> tuple[int, int]:
+        found, status = waitpid(pid, options)
+        if found:
+            exit_statuses[found] = os.waitstatus_to_exitcode(status)
+        return found, status
+
+    def reap() -> None:
+        # The arbiter has no other thread that could wait for a process meanwhile.
+        os.waitpid = wait_and_keep
+        try:
+            reap_workers()
+        finally:
+            os.waitpid = waitpid
+            exit_statuses.clear()
+
+    arbiter.reap_workers = reap
 
 
 def refuse_shared_connections(name: str = "PRELOAD") -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 from gunicorn.workers import gthread
 
-from serving import health
+from serving import health, metrics
 from serving.gunicorn import internals
 from serving.gunicorn.reload import Reloadable
 
@@ -41,6 +41,9 @@ FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # Seconds without a finished request after which the threads count as stuck, and seconds between two
 # looks at the backlog from then on.
 STUCK, STUCK_PAUSE = 0.1, 0.25
+
+# Seconds between two writes to the metrics.
+SHOW = 0.1
 
 # What a probe's first line starts with, and its path. Its request is short, and arrives as a whole.
 PROBES = {f"{method} {path} ".encode(): path for method in ("GET", "HEAD") for path in health.PATHS}
@@ -76,12 +79,17 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         self.busy, self.finished, self.waiting = 0, 0.0, False
         self.full_logged = float("-inf")
         self.quitting = False
+        self.metrics = metrics.load()
+        self.shown = 0.0
 
     def init_process(self) -> None:
         """Make a thread for each probe; the parent class never returns from here.
 
         Two threads, because /readyz may wait for a dependency.
         """
+        if self.metrics:
+            self.metrics.threads.set(self.cfg.threads)
+            self.metrics.collect()
         self.probe_pools = {path: ThreadPoolExecutor(1, thread_name_prefix="probe") for path in health.PATHS}
         super().init_process()
 
@@ -144,6 +152,7 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
             future.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
         else:
             self.busy += 1
+            self.show_busy()
             super().enqueue_req(conn)
 
     def finish_request(self, conn: Any, fs: Any) -> None:
@@ -154,7 +163,19 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
                 self.waiting = False
             self.busy -= 1
             self.finished = monotonic()
+            self.show_busy()
         super().finish_request(conn, fs)
+
+    def show_busy(self) -> None:
+        """Write the metrics, ten times a second at most under load: how many threads are busy, and the rest.
+
+        The first request of an idle worker is shown immediately: it may hold the interpreter's lock.
+        """
+        if self.metrics and (self.busy == 1 or monotonic() - self.shown > SHOW):
+            self.shown = monotonic()
+            self.metrics.threads_busy.set(min(self.busy, self.cfg.threads))
+            self.metrics.waiting.set(max(0, self.busy - self.cfg.threads))
+            self.metrics.write()
 
     def is_stuck(self) -> bool:
         """Whether all threads have been busy for some time."""
@@ -187,6 +208,7 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Wait no longer than the pause lasts; stop after SIGQUIT."""
+        self.show_busy()
         if self.quitting:
             super().handle_quit(SIGQUIT, None)
         if self._accepting and self.is_stuck():

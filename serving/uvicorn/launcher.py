@@ -24,7 +24,8 @@ import click
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 
-from serving import health, logs, settings, sizing
+from serving import health, logs, metrics, settings, sizing
+from serving.metrics import parent
 from serving.uvicorn import supervisor
 
 FILE = Path("uvicorn.json")
@@ -174,22 +175,33 @@ def serve(size: sizing.Sizing, **options: Any) -> None:
     sizing.check("--workers", workers, sizing.SERVING_THREADS["asyncio"], sizing.limits())
     reason = size.reason if workers == size.workers else "command line or UVICORN_WORKERS"
     logging.getLogger("uvicorn.error").info("workers=%d (%s)", workers, reason)
+    exporting: parent.Parent | None = None
     by_address = config.uds is None and config.fd is None
     if by_address:
         settings.require_free(config.host, config.port)
     with suppress(KeyboardInterrupt):
         try:
             if config.should_reload:
+                if metrics.enabled():
+                    logging.getLogger("uvicorn.error").warning("METRICS=on: none under --reload")
                 target = supervisor.ObservedServer(config).run
                 supervisor.StatReloader(config, target, [config.bind_socket()]).run()
             elif workers > 1:
                 require_loadable(options)
-                supervisor.Supervisor(config, [config.bind_socket()]).run()
+                exporting = parent.start()
+                sockets = [config.bind_socket()]
+                if exporting:
+                    exporting.start_exporter(sockets)
+                supervisor.Supervisor(config, sockets, exporting).run()
             else:
+                exporting = parent.start(own_slot="0")
                 config.load_app()
-                server = supervisor.ObservedServer(config)
+                server = supervisor.ObservedServer(config, exporting)
                 # A socket that the event loop makes for HOST=:: would refuse IPv4.
-                server.run([config.bind_socket()] if by_address else None)
+                own = [config.bind_socket()] if by_address else None
+                if exporting:
+                    exporting.start_exporter(own or [])
+                server.run(own)
                 if not server.started:
                     sys.exit(STARTUP_FAILURE)
         finally:

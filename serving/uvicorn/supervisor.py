@@ -34,7 +34,8 @@ from uvicorn.server import Server
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 from uvicorn.supervisors.statreload import StatReload
 
-from serving import health, logs
+from serving import health, logs, metrics
+from serving.metrics import parent
 from serving.uvicorn.supported import check_attributes, check_overrides
 
 # Seconds between two rounds of Multiprocess.run.
@@ -77,8 +78,10 @@ class FileDescriptors:
 class ObservedServer(Server):
     """A server whose event loop can be asked whether it is blocked, and that drains on SIGTERM."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, exporting: parent.Parent | None = None) -> None:
+        """`exporting` is that of a process without a parent process."""
         super().__init__(config)
+        self.exporting = exporting
         check_attributes(self, "config", "should_exit", "started")
         check_attributes(self.config, "loaded")
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -99,6 +102,8 @@ class ObservedServer(Server):
     @override
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """Start, then exclude the imported objects from garbage collection."""
+        if instruments := metrics.load():
+            instruments.begin_worker()
         await super().startup(sockets)
         gc.collect()
         gc.freeze()
@@ -112,6 +117,8 @@ class ObservedServer(Server):
             self.should_exit = True
         if counter % 10 == 0:
             self.descriptors.check()
+            if self.exporting:
+                self.exporting.keep_exporter()
         return await super().on_tick(counter)
 
     @override
@@ -173,6 +180,8 @@ class WatchedProcess(Process):
         self.ready = False  # in the parent: whether it has answered that it serves
         self.silent = 0  # in the parent: rounds since the ping that has no answer yet
         self.restart_at: float | None = None  # in the parent: when to replace this ended worker
+        self.slot = ""  # in the parent: its place in the metrics
+        self.cause = ""  # in the parent: why it is ended
 
     @property
     @override
@@ -222,8 +231,9 @@ class Supervisor(Multiprocess):
 
     processes: list[WatchedProcess]  # type: ignore[assignment]  # Uvicorn: list[Process]
 
-    def __init__(self, config: Config, sockets: list[socket]) -> None:
+    def __init__(self, config: Config, sockets: list[socket], exporting: parent.Parent | None = None) -> None:
         super().__init__(config, sockets)
+        self.exporting = exporting
         check_attributes(
             self, "config", "processes", "processes_num", "should_exit", "signal_queue", "sockets"
         )
@@ -241,10 +251,17 @@ class Supervisor(Multiprocess):
     def start_worker(self) -> WatchedProcess:
         """Start a worker process."""
         worker = WatchedProcess(self.config, self.sockets)
+        if self.exporting:
+            worker.slot = os.environ[metrics.SLOT] = self.exporting.take_slot()
         worker.start()
         if health.draining():
             worker.drain()
         return worker
+
+    def count_exit(self, worker: WatchedProcess) -> None:
+        """Free the place of a worker that has ended in the metrics."""
+        if self.exporting:
+            self.exporting.free_slot(worker.slot, worker.cause or parent.cause_of(worker.exitcode or 0))
 
     @override
     def init_processes(self) -> None:
@@ -255,6 +272,8 @@ class Supervisor(Multiprocess):
         """Once a round: replace each worker that has ended or does not answer."""
         if self.stop_at is not None and time.monotonic() >= self.stop_at:
             self.should_exit.set()
+        if self.exporting:
+            self.exporting.keep_exporter()
         for index, worker in enumerate(self.processes):
             if self.should_exit.is_set():
                 return
@@ -273,8 +292,12 @@ class Supervisor(Multiprocess):
         """Decide when a worker that has ended, or does not answer, is replaced."""
         if worker.exitcode is None:
             logger.error("Worker [%s] does not answer; starting another one", worker.pid)
+            worker.cause = "timeout"
+        elif worker.exitcode == 0 and self.config.limit_max_requests:
+            worker.cause = "recycled"
         worker.kill()
         worker.join()
+        self.count_exit(worker)
         code = worker.exitcode or 0
         if worker.ready:
             worker.restart_at = time.monotonic()
@@ -307,11 +330,13 @@ class Supervisor(Multiprocess):
             if not self.becomes_ready(new):
                 new.kill()
                 new.join()
+                self.count_exit(new)
                 if not self.stopping():
                     logger.error("Worker [%s] was not ready in time; the others stay", new.pid)
                 return
             old.terminate()
             old.join()
+            self.count_exit(old)
             self.processes[index] = new
 
     def becomes_ready(self, worker: WatchedProcess) -> bool:
@@ -331,6 +356,14 @@ class Supervisor(Multiprocess):
         logger.info("Received SIGTTIN, increasing the number of processes.")
         self.processes_num += 1
         self.processes.append(self.start_worker())
+
+    @override
+    def handle_ttou(self) -> None:
+        """Remove a worker."""
+        before = [*self.processes]
+        super().handle_ttou()
+        for worker in before[len(self.processes) :]:
+            self.count_exit(worker)
 
     def handle_quit(self) -> None:
         """Stop immediately, as on SIGINT; the stock class ignores SIGQUIT."""

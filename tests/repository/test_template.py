@@ -25,6 +25,8 @@ IMPROVED = [
     ("docker-compose.yml", "stop_grace_period: 90s", "stop_grace_period: 91s"),
     (".env.example", "\nMEMORY=512m\n", "\nMEMORY=640m\n"),
 ]
+# The services of the profile `metrics`, which every project has.
+MONITORING = {"alertmanager", "certificates", "grafana", "prometheus"}
 IDENTITY = {
     f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
 }
@@ -94,8 +96,10 @@ def texts(project: Path) -> dict[str, str]:
 
 
 def compose(project: Path) -> set[str]:
-    """The services of all profiles."""
-    return set(run("docker", "compose", "--profile", "*", "config", "--services", cwd=project).split())
+    """The services of all profiles, but for those of monitoring."""
+    found = set(run("docker", "compose", "--profile", "*", "config", "--services", cwd=project).split())
+    assert found >= MONITORING
+    return found - MONITORING
 
 
 def traces(project: Path, stack: str) -> dict[str, list[str]]:

@@ -38,6 +38,8 @@ WRONG = {
     "EDGE_TRANSFER_TIMEOUT": ["0", "0s", "24", "-1h", "off", "366d", "1.5.h", "forever"],
     "DRAIN_SECONDS": ["-1", "301", "2s"],
     "LOG_FORMAT": ["xml", "logfmt", "1"],
+    "METRICS": ["prometheus", "9000"],
+    "METRICS_PORT": ["0", "65536", "8000", "http"],
     "CPUS": ["-1", "abc", "0.001", "1,5", "50%", "all", "inf", "nan"],
     "MEMORY": ["0", "512", "63m", "-1m", "abc", "512x", "50%"],
     "POSTGRES_MAX_CONNECTIONS": ["24", "10001", "-1", "many"],
@@ -51,6 +53,7 @@ WRONG = {
     "EDGE_VERSION": ["a/b"],
     "FASTAPI_TARGET": ["starlette", "FastAPI", "fastapi_hybrid"],
     "IMAGE": ["python 3", "Python:3.14", "python@sha256:12", "https://registry.example.com/python"],
+    "ALERT_WEBHOOK_URL": ["alerts.example.com", "mailto:x@example.com", "https://a b"],
     "PIP_INDEX_URL": ["pypi.example.com", "file:///x", "https://pypi.example.com/simple extra"],
     "BUILD_CA": ["a,b", "a\nb"],
     "BACKUP_DIR": ["~/backups", "a\nb"],
@@ -68,6 +71,8 @@ RIGHT = {
     "EDGE_TRANSFER_TIMEOUT": ["1s", "24h", "365d", "1h30m"],
     "DRAIN_SECONDS": ["0", "300"],
     "LOG_FORMAT": ["plain", "json", "JSON"],
+    "METRICS": ["on", "off"],
+    "METRICS_PORT": ["9000", "65535"],
     "CPUS": ["0", "0.0", "0.01", "1", "2.5"],
     "MEMORY": ["64m", "1g", "1.5G", "536870912", "512MiB", "512mb"],
     "POSTGRES_MAX_CONNECTIONS": ["25", "10000"],
@@ -86,6 +91,7 @@ RIGHT = {
         f"python:3.14@sha256:{'0' * 64}",
         "a.b/c@sha256:" + "1" * 64,
     ],
+    "ALERT_WEBHOOK_URL": ["http://10.0.0.1:8080/hook?key=1"],
     "PIP_INDEX_URL": ["https://user:password@pypi.example.com/simple"],
     "BUILD_CA": ["ca.pem", "/etc/ssl/a b.pem"],
     "BACKUP_DIR": ["backups", "/mnt/a b", "../backups"],
@@ -185,7 +191,15 @@ def test_the_shell_wins_over_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["checks.variables", "checks.readable", "deploy.failures", "deploy.base_images"]
+    "module",
+    [
+        "checks.variables",
+        "checks.readable",
+        "deploy.failures",
+        "deploy.base_images",
+        "deploy.status",
+        "deploy.send_alert",
+    ],
 )
 def test_an_old_python_is_enough(module: str) -> None:
     """The Python of the machine runs it, which may be older than the one of the images."""

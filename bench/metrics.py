@@ -1,0 +1,86 @@
+"""`make bench-metrics`: what METRICS=on costs, next to the same server without.
+
+Both servers run all the time and take turns at being loaded. Each request has the header from which
+the time in the queue follows, as behind the edge.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from bench import guide, report
+from bench.__main__ import load, machine, say
+from bench.modes import MODES, Running, free_port
+
+RESULTS = guide.RESULTS / "metrics.json"
+# Many short turns, because a slow moment of the machine then affects both alike.
+ROUNDS, SECONDS = 15, 2
+SERVERS = {"flask": "flask gthread", "fastapi": "fastapi uvicorn", "fastapi-hybrid": "fastapi hybrid"}
+
+
+def turn(server: Running, seconds: float) -> dict[str, float]:
+    """One turn of one server: requests per second, and CPU time of its processes for each request."""
+    cpu = server.cpu()
+    figures = load(server.url + "/", seconds, "-H", f"X-Request-Start: {time.time() * 1000:.0f}")
+    return figures | {"cpu": (server.cpu() - cpu) * 1e6 / (figures["rate"] * seconds)}
+
+
+def compare(name: str, rounds: int, seconds: float) -> dict[str, Any]:
+    """The medians and the ranges of both servers, and those of their ratios, turn by turn."""
+    mode = next(mode for mode in MODES if mode.name == SERVERS[name])
+    environ = mode.environ | {"METRICS_PORT": str(free_port())}
+    turns: dict[str, list[dict[str, float]]] = {"off": [], "on": []}
+    with ExitStack() as running:
+        servers = {
+            state: running.enter_context(replace(mode, environ=environ | {"METRICS": state}).running())
+            for state in turns
+        }
+        for server in servers.values():
+            load(server.url + "/", 1)
+        for number in range(rounds):
+            # Each is first in every other round.
+            for state in list(servers)[:: 1 if number % 2 else -1]:
+                turns[state].append(turn(servers[state], seconds))
+                last = turns[state][-1]
+                figures = f"{last['rate']:6.0f}/s {last['cpu']:4.0f} µs"
+                say(f"round {number + 1}/{rounds}  {figures}  {name}, metrics {state}")
+        memory = {state: server.memory() / 1024**2 for state, server in servers.items()}
+    pairs = list(zip(turns["on"], turns["off"], strict=True))
+    found: dict[str, Any] = {"errors": sum(int(it["errors"]) for it in turns["on"] + turns["off"])}
+    for figure in ("rate", "cpu"):
+        found[f"{figure}_ratio"] = spread([on[figure] / off[figure] for on, off in pairs])
+        for state, those in turns.items():
+            found[f"{figure}_{state}"] = spread([it[figure] for it in those])
+    return found | {"memory": round(memory["on"] - memory["off"], 1)}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles: a few turns were disturbed by other programs."""
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {"median": round(median, 3), "min": round(low, 3), "max": round(high, 3)}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.metrics", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short round; writes nothing to results/")
+    options = parser.parse_args()
+    if not shutil.which("wrk"):
+        sys.exit("wrk not found: apt install wrk, or brew install wrk")
+    rounds, seconds = (1, 1) if options.quick else (ROUNDS, SECONDS)
+    results = {name: compare(name, rounds, seconds) for name in SERVERS}
+    print(report.metrics_table({"metrics": {"services": results}}))
+    if options.quick:
+        return
+    RESULTS.write_text(json.dumps({"machine": machine(), "services": results}, indent=1) + "\n")
+    print(f"\nwritten: {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
