@@ -1,7 +1,7 @@
 """Fill the marked regions of the pages from the checked-in results.
 
 A region begins with `<!-- bench: NAME -->` and ends with `<!-- /bench -->`, each on its own line.
-Everything outside the regions is written by hand. `make bench` and `make bench-edge` end with this module.
+Everything outside the regions is written by hand. `make bench` and its like end with this module.
 """
 
 import json
@@ -13,7 +13,7 @@ from bench.modes import ROOT
 
 RESULTS = ROOT / "bench/results"
 GUIDE = ROOT / "docs/choosing.md"
-PAGES = (GUIDE, ROOT / "README.md", ROOT / "docs/limits.md", ROOT / "docs/fleet.md")
+PAGES = (GUIDE, ROOT / "README.md", ROOT / "docs/limits.md", ROOT / "docs/fleet.md", ROOT / "docs/metrics.md")
 REGION = re.compile(r"(<!-- bench: ([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 CONTENT: dict[str, Callable[[report.Results], str]] = {
     "machine": report.machine,
@@ -25,13 +25,14 @@ CONTENT: dict[str, Callable[[report.Results], str]] = {
     "ratios": report.sentence,
     "edge": report.edge_table,
     "capacity": report.capacity_table,
+    "metrics": report.metrics_table,
 }
 
 
 def results() -> report.Results:
-    """The checked-in results; those of `make bench-edge` are under "edge"."""
+    """The checked-in results; those of `make bench-edge` and the like are under their names."""
     found: report.Results = json.loads((RESULTS / "results.json").read_text())
-    return found | {"edge": json.loads((RESULTS / "edge.json").read_text())}
+    return found | {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("edge", "metrics")}
 
 
 def filled(page: str, results: report.Results) -> str:

@@ -79,7 +79,7 @@ def main() -> None:
     if options.quick:
         return
     RESULTS.write_text(json.dumps({"machine": machine(), "services": results}, indent=1) + "\n")
-    print(f"\nwritten: {RESULTS}")
+    guide.main()
 
 
 if __name__ == "__main__":
