@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -35,6 +36,12 @@ BEFORE = pytest.StashKey[tuple[float, int]]()
 def pytest_configure(config: pytest.Config) -> None:
     """Name the run, and register the marks; few of them have to be written at a test."""
     os.environ.setdefault(RUN, secrets.token_hex(3))
+    # A run in the background (nohup, &) ignores both, and so would everything that it starts.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # `make test` would pass its own flags on to each make that a test starts.
+    for name in ("MAKEFLAGS", "MAKELEVEL"):
+        os.environ.pop(name, None)
     if getattr(config.option, "loadgroup", False):
         config.pluginmanager.register(IdWithGroup())
     config.addinivalue_line("markers", "xdist_group(name): tests for one worker of pytest-xdist")

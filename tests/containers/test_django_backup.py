@@ -30,7 +30,6 @@ class Backups:
             "BACKUP_DIR": str(directory),
             "RUNTIME": "docker",
         }
-        self.environ.pop("MAKEFLAGS", None)
 
     def make(self, *arguments: str, expect: int = 0) -> str:
         """The output of `make ARGUMENTS`."""

@@ -15,7 +15,6 @@ def test_containers_of_any_folder(engine: None, tmp_path: Path) -> None:
     """`make up` serves, and what `make manage` writes is in the folder."""
     stack = Clone(tmp_path / "my app #1" / ("x" * 90))
     stack.environ |= {"COMPOSE_PROJECT_NAME": stack.project}
-    stack.environ.pop("MAKEFLAGS", None)
     # As after `umask 077; git clone`.
     for path in stack.directory.rglob("*"):
         path.chmod(0o700 if path.is_dir() else 0o600)

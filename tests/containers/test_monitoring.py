@@ -98,7 +98,6 @@ class Monitored(Clone):
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_FILE": f"docker-compose.yml:{self.networks}",
         }
-        self.environ.pop("MAKEFLAGS", None)
 
     def make(self, *arguments: str, **options: Any) -> str:
         """The output of `make ARGUMENTS`."""

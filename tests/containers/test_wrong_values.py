@@ -19,7 +19,6 @@ def broken(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     """A project that cannot start: the last service has a wrong variable."""
     stack = Clone(tmp_path_factory.mktemp("broken") / "repository")
     stack.environ |= {"COMPOSE_PROJECT_NAME": stack.project, "PYTHONDONTWRITEBYTECODE": "1"}
-    stack.environ.pop("MAKEFLAGS", None)
     (stack.directory / f".env.{SERVICE}").write_text("LOG_LEVEL=loud\n")
     try:
         yield stack

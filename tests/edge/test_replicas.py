@@ -71,7 +71,7 @@ def test_forged_headers_end_at_the_edge(containers: Containers) -> None:
     """A replica sees the edge's own values, and no header that could pass for another one's."""
     forged = {f"X-Forwarded-{word}": "evil" for word in ("For", "Proto", "Host", "Port", "Prefix", "Server")}
     forged |= {"Forwarded": "for=6.6.6.6", "X-Real-IP": "6.6.6.6", "X_Forwarded_For": "6.6.6.6", "A_B": "c"}
-    forged |= {"X-Request-ID": "x" * 10_000}
+    forged |= {"X-Request-ID": "x" * 10_000, "X-Request-Start": "1"}
     name = replica(containers, 4)
     containers.neighbour(name, "python", "-c", REPLICA, "answers")
     try:
@@ -80,10 +80,11 @@ def test_forged_headers_end_at_the_edge(containers: Containers) -> None:
         run("docker", "rm", "--force", name)
     seen = {name.lower(): value for name, value in answer.json()}
     own = {name: value for name, value in seen.items() if name.startswith(("x-", "forwarded")) or "_" in name}
-    assert own.keys() == {"x-forwarded-for", "x-forwarded-proto", "x-request-id"}
+    assert own.keys() == {"x-forwarded-for", "x-forwarded-proto", "x-request-id", "x-request-start"}
     assert own["x-forwarded-proto"] == "http"
     assert re.fullmatch(r"[\d.]+", own["x-forwarded-for"])
     assert re.fullmatch(r"[0-9a-f-]{36}", own["x-request-id"])
+    assert re.fullmatch(r"\d{13}", own["x-request-start"])
 
 
 def ask(stack: Containers, headers: dict[str, str]) -> httpx2.Response:

@@ -181,7 +181,7 @@ class Adopted(Containers):
     def __init__(self, directory: Path) -> None:
         super().__init__()
         self.directory, self.files[1] = directory, str(directory / "docker-compose.yml")
-        self.environ |= {"R": "../shop-template", "COMPOSE_PROJECT_NAME": self.project, "MAKEFLAGS": ""}
+        self.environ |= {"R": "../shop-template", "COMPOSE_PROJECT_NAME": self.project}
         self.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
     def sh(self, command: str, expect: int = 0) -> str:

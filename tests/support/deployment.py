@@ -93,7 +93,6 @@ class Deployment(Containers):
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_FILE": f"docker-compose.yml:witness.yml:{self.networks}",
         }
-        self.environ.pop("MAKEFLAGS", None)
 
     def change_django(self) -> None:
         """Make the next version of Django's site."""

@@ -38,7 +38,6 @@ class Processes:
         (directory / ".venv").symlink_to(ROOT / ".venv")
         ports = {name: str(free_port()) for name in PROGRAMS}
         self.environ = os.environ | {f"{name.upper()}_PORT": port for name, port in ports.items()}
-        self.environ.pop("MAKEFLAGS", None)
         self.urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
         self.name = f"the processes in {directory}"
         STARTED.append(self)

@@ -44,7 +44,6 @@ class Swarm:
             # The clients say that a load balancer has terminated TLS.
             "EDGE_TRUSTED_PROXIES": "private_ranges",
         }
-        self.environ.pop("MAKEFLAGS", None)
         self.url = f"http://127.0.0.1:{self.environ['EDGE_HTTP_PORT']}"
         self.applications = sorted(path.stem for path in (directory / "deploy/edge/sites").iterdir())
         STARTED.append(self)
