@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import sys
+import time  # Django's
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
@@ -71,6 +72,7 @@ class Server(Collector):
             if size := proportional_size(pid):
                 memory.add_metric([slot], size)
         yield memory
+        yield from age_of_backup_of_django()
         if limit := sizing.limits().memory:
             yield GaugeMetricFamily("server_memory_limit_bytes", "Memory limit of this container", limit)
         if self.addresses:
@@ -95,12 +97,22 @@ class Server(Collector):
 
 
 def database_port_of_django() -> int:
-    """The port of DATABASE_URL; 0 without one that leads over the network."""
+    """The port of DATABASE_URL or of Compose's service postgres; 0 for a database in a file."""
+    if {"postgres", "*"} & set(settings.words("COMPOSE_PROFILES", "")):
+        return 5432
     with suppress(settings.SettingError, ValueError):
         url = urlsplit(settings.secret("DATABASE_URL"))
         if url.hostname:
             return url.port or 5432
     return 0
+
+
+def age_of_backup_of_django() -> Iterator[Metric]:
+    """The age of the newest backup that `make restore-test` has restored; nothing without one."""
+    with suppress(OSError, ValueError):
+        made = int((Path(settings.text("DATA_DIR", ".data")) / "backup_time").read_text(encoding="ascii"))
+        text = "Age of the newest backup that was restored for a test"
+        yield GaugeMetricFamily("backup_age_seconds", text, time.time() - made)
 
 
 def open_sockets() -> Iterator[tuple[int, int, str, int]]:
