@@ -131,6 +131,7 @@ def test_nobody_else_is_trusted(containers: Containers) -> None:
     assert httpx2.get(url, headers=headers).status_code == 308
 
 
+@pytest.mark.slow
 def test_two_projects_on_one_host_are_apart(fleet: Containers) -> None:
     """Each edge sends requests to the replicas of its own Compose project only."""
     second = Containers()

@@ -170,6 +170,7 @@ def wrong(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Co
         stack.down()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", WRONG)
 def test_compose_up_fails_soon_and_the_log_says_why(wrong: Containers, service: str) -> None:
     """A container that cannot start makes `up --wait` fail, not wait."""

@@ -14,6 +14,9 @@ from tests.support.commands import poll, run
 from tests.support.postgres import Postgres
 from tests.support.servers import Server
 
+# services/ shows that Django works with PostgreSQL; these are the faults.
+pytestmark = pytest.mark.slow
+
 COMMAND = ("serving.gunicorn", "--workers", "1", "wsgi_app.django_site.wsgi")
 
 

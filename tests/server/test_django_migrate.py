@@ -13,6 +13,9 @@ import pytest
 from tests.support.commands import poll, run
 from tests.support.postgres import Postgres
 
+# Each deployment migrates; these are the details.
+pytestmark = pytest.mark.slow
+
 MIGRATE = (sys.executable, "-m", "wsgi_app.django_site", "migrate")
 # LOCK in wsgi_app/django_site/management/commands/migrate.py.
 LOCK = 0x6D696772617465

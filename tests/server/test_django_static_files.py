@@ -14,6 +14,9 @@ from tests.support.commands import ROOT, run
 from tests.support.servers import Server
 from wsgi_app.django_site.static_files import share
 
+# services/test_guestbook.py has the static files of one version; these are two at a time.
+pytestmark = pytest.mark.slow
+
 SITE = "wsgi_app/django_site"
 COLORS = ("red", "blue")
 
