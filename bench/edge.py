@@ -59,8 +59,9 @@ class Stack:
     def url(self, way: str, service: str) -> str:
         """The address of the service's page on this way."""
         container = self.compose("ps", "--quiet", WAYS[way] or service).strip()
-        template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-        address = _output("docker", "inspect", "--format", template, container).strip()
+        # In each of its networks it has an address, and this machine reaches all of them.
+        template = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
+        address = _output("docker", "inspect", "--format", template, container).split()[0]
         return f"http://{address}:{PORTS[service] if WAYS[way] else 8000}/"
 
     def cpu(self, way: str) -> float:
