@@ -195,7 +195,7 @@ def worker_exit(server: Any, worker: Any) -> None:
 def child_exit(server: Any, worker: Any) -> None:
     """In the arbiter, however a worker has ended: free its place in the metrics."""
     if exporting:
-        cause = parent.cause_of(internals.exit_statuses.get(worker.pid, 0))
+        cause = parent.cause_of(internals.exit_statuses.get(worker.pid))
         if worker.aborted:
             cause = "timeout"
         elif cause == "exit" and worker.recycled[0]:

@@ -4,8 +4,9 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import sys
-import time  # Django's
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
@@ -26,6 +27,9 @@ from serving.metrics import parent
 # Seconds in which /readyz must answer, and seconds that a client gets for its request.
 READY_TIMEOUT, REQUEST_TIMEOUT = 2, 5
 
+# How often the workers' files are read until all are complete, and seconds between two readings.
+READINGS, READING_PAUSE = 50, 0.02
+
 # States of a socket in /proc/net/tcp.
 ESTABLISHED, LISTEN = "01", "0A"
 
@@ -44,7 +48,7 @@ class Server(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What is true now."""
-        found = {family.name: family for family in self.files.collect()}
+        found = {family.name: family for family in counted(self.files)}
         processes = found.pop("server_worker_process", None)
         workers = {
             sample.labels["pid"]: int(sample.value)
@@ -113,6 +117,15 @@ def age_of_backup_of_django() -> Iterator[Metric]:
         made = int((Path(settings.text("DATA_DIR", ".data")) / "backup_time").read_text(encoding="ascii"))
         text = "Age of the newest backup that was restored for a test"
         yield GaugeMetricFamily("backup_age_seconds", text, time.time() - made)
+
+
+def counted(files: MultiProcessCollector) -> list[Metric]:
+    """What the workers have counted. A file that a worker has just made is empty for a moment."""
+    for _ in range(READINGS - 1):
+        with suppress(struct.error):
+            return [*files.collect()]
+        time.sleep(READING_PAUSE)
+    return [*files.collect()]
 
 
 def open_sockets() -> Iterator[tuple[int, int, str, int]]:

@@ -121,8 +121,10 @@ class Parent:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def cause_of(status: int) -> str:
-    """The cause of an exit with this code; a negative one is that of a signal."""
+def cause_of(status: int | None) -> str:
+    """The cause of an exit with this code; a negative one is that of a signal, None is not known."""
+    if status is None:
+        return "unknown"
     try:
         return "exit" if status >= 0 else signal.Signals(-status).name
     except ValueError:

@@ -261,7 +261,7 @@ class Supervisor(Multiprocess):
     def count_exit(self, worker: WatchedProcess) -> None:
         """Free the place of a worker that has ended in the metrics."""
         if self.exporting:
-            self.exporting.free_slot(worker.slot, worker.cause or parent.cause_of(worker.exitcode or 0))
+            self.exporting.free_slot(worker.slot, worker.cause or parent.cause_of(worker.exitcode))
 
     @override
     def init_processes(self) -> None:
