@@ -45,6 +45,13 @@ def load(url: str, seconds: float, *options: str) -> dict[str, float]:
     return {"rate": float(rate[1]), "p99": milliseconds, "errors": sum(int(count) for count in refused)}
 
 
+def save(part: str, services: dict[str, Any]) -> None:
+    """Write what a part of the benchmark has found to results/, and fill the pages that show it."""
+    results = {"machine": machine(), "services": services}
+    (guide.RESULTS / f"{part}.json").write_text(json.dumps(results, indent=1) + "\n")
+    guide.main()
+
+
 def busy() -> float:
     """Seconds of CPU time that all programs, and other guests of the host, have used."""
     user, nice, system, _, _, irq, softirq, steal = map(

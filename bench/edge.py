@@ -15,11 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import guide, report
-from bench.__main__ import load, machine, say
+from bench import report
+from bench.__main__ import load, save, say
 from bench.modes import ROOT
 
-RESULTS = guide.RESULTS / "edge.json"
 # Many short turns, because a slow moment of the machine then affects every way alike.
 ROUNDS, SECONDS = 15, 2
 # Service -> the port on which our edge serves it over plain HTTP.
@@ -136,10 +135,8 @@ def main() -> None:
         finally:
             stack.compose("down", "--volumes", "--rmi", "all")
     print(report.edge_table({"edge": {"services": results}}))
-    if options.quick:
-        return
-    RESULTS.write_text(json.dumps({"machine": machine(), "services": results}, indent=1) + "\n")
-    guide.main()
+    if not options.quick:
+        save("edge", results)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ the time in the queue follows, as behind the edge.
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import sys
@@ -14,11 +13,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from bench import guide, report
-from bench.__main__ import load, machine, say
+from bench import report
+from bench.__main__ import load, save, say
 from bench.modes import MODES, Running, free_port
 
-RESULTS = guide.RESULTS / "metrics.json"
 # Many short turns, because a slow moment of the machine then affects both alike.
 ROUNDS, SECONDS = 15, 2
 SERVERS = {"flask": "flask gthread", "fastapi": "fastapi uvicorn", "fastapi-hybrid": "fastapi hybrid"}
@@ -76,10 +74,8 @@ def main() -> None:
     rounds, seconds = (1, 1) if options.quick else (ROUNDS, SECONDS)
     results = {name: compare(name, rounds, seconds) for name in SERVERS}
     print(report.metrics_table({"metrics": {"services": results}}))
-    if options.quick:
-        return
-    RESULTS.write_text(json.dumps({"machine": machine(), "services": results}, indent=1) + "\n")
-    guide.main()
+    if not options.quick:
+        save("metrics", results)
 
 
 if __name__ == "__main__":

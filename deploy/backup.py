@@ -215,7 +215,7 @@ class Directory:
     def next(self) -> Path:
         """The name of a backup that is made now."""
         while (path := self.path / f"{self.project}-{time.strftime(TIME, time.gmtime())}.tar").exists():
-            time.sleep(0.1)
+            time.sleep(0.1)  # a name has the second of its backup
         return path
 
     def restored(self) -> Path | None:

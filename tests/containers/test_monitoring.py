@@ -201,7 +201,7 @@ def test_the_rules_pass_their_own_tests(engine: None) -> None:
 
 
 def test_every_selector_finds_series(stack: Monitored) -> None:
-    """What the dashboard and the alerts ask for exists; a series that nobody exports is found here."""
+    """What the dashboard and the alerts ask for exists; a series that no program exports is found here."""
     parsed = stack.ask("parse_query", *expressions())
     wanted = {selector for tree in parsed for selector in selectors(tree)}
     assert len(wanted) > 20

@@ -24,6 +24,7 @@ import httpx2
 import psycopg
 import pytest
 
+from tests.support.clients import Clients
 from tests.support.commands import ROOT, answers, poll, run
 from tests.support.containers import (
     PUMP,
@@ -66,10 +67,11 @@ class Result(NamedTuple):
     outcome: str
 
 
-class Load:
+class Load(Clients):
     """Clients that read from and write to one service, and look at every answer."""
 
     def __init__(self, stack: Containers, service: str) -> None:
+        super().__init__()
         self.stack, self.service, self.url = stack, service, stack.urls[service]
         self.results: list[Result] = []
         self.wrong: list[str] = []
@@ -82,23 +84,12 @@ class Load:
             token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', page.text)[1]
             self.form = {"author": "chaos", "csrfmiddlewaretoken": token}
             self.cookies = {"cookie": f"csrftoken={page.cookies['csrftoken']}"}
-        self._done = threading.Event()
-        self._clients = [threading.Thread(target=self._run, args=[number]) for number in range(CLIENTS)]
-
-    def __enter__(self) -> "Load":
-        for client in self._clients:
-            client.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._done.set()
-        for client in self._clients:
-            client.join()
+        self.threads = [threading.Thread(target=self._run, args=[number]) for number in range(CLIENTS)]
 
     def _run(self, number: int) -> None:
         method, ask = (("GET", self._read), ("POST", self._write))[number % 2]
         with httpx2.Client(base_url=self.url, trust_env=False, timeout=PATIENCE) as client:
-            while not self._done.wait(THINK):
+            while not self.done.wait(THINK):
                 begin = time.monotonic()
                 try:
                     outcome = ask(client, f"{number}-{begin}")

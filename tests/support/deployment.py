@@ -13,6 +13,7 @@ import httpx2
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from tests.support.clients import Clients
 from tests.support.commands import HOUSEKEEPING, ROOT, run
 from tests.support.containers import Containers
 
@@ -125,17 +126,17 @@ class Deployment(Containers):
         return Counter((self.witness / "received").read_text().splitlines())
 
 
-class Load:
+class Load(Clients):
     """Clients of every service, from `with` to its end: GET and POST, quick and slow, and WebSockets."""
 
     def __init__(self, stack: Deployment) -> None:
-        self.stack, self.done = stack, threading.Event()
+        super().__init__()
+        self.stack = stack
         self.sent: dict[str, str] = {}
         self.failures: list[str] = []
         self.codes: Counter[int | None] = Counter()
         self.absences: list[float] = []
         self.slowest = 0.0
-        self.threads: list[threading.Thread] = []
         for service in stack.urls:
             if service.startswith("fastapi"):
                 self.client(self.talk, service)
@@ -215,16 +216,6 @@ class Load:
                 gone = time.monotonic()
             except Exception as error:  # noqa: BLE001  whatever it is, a client has seen it
                 self.failures.append(f"{service} WebSocket: {error!r}")
-
-    def __enter__(self) -> "Load":
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.done.set()
-        for thread in self.threads:
-            thread.join()
 
     def report(self) -> str:
         """One line of figures."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx2
 
+from tests.support.clients import Clients
 from tests.support.commands import HOUSEKEEPING, ROOT, RUN, STARTED, free_port, lacking, poll, run
 
 # The engine's network between the node and the containers of a Swarm; it stays when a node leaves.
@@ -121,11 +122,12 @@ class Swarm:
             run("docker", "rmi", "--force", *images)
 
 
-class Visitors:
+class Visitors(Clients):
     """Clients of every application, from `with` to its end: two read, two write."""
 
     def __init__(self, swarm: Swarm) -> None:
-        self.swarm, self.done = swarm, threading.Event()
+        super().__init__()
+        self.swarm = swarm
         self.answered = 0
         self.failures: list[str] = []
         self.failed_at: list[float] = []
@@ -181,16 +183,6 @@ class Visitors:
         headers = {"cookie": f"csrftoken={page.cookies['csrftoken']}", "origin": "https://django.localhost"}
         answer = client.post("/", data=form, headers=headers)
         return "" if answer.status_code == 302 else f"{answer.status_code} {answer.text}"
-
-    def __enter__(self) -> "Visitors":
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.done.set()
-        for thread in self.threads:
-            thread.join()
 
     def report(self) -> str:
         """One line of figures."""
