@@ -1,12 +1,13 @@
 """Fill the marked regions of the pages from the checked-in results.
 
 A region begins with `<!-- bench: NAME -->` and ends with `<!-- /bench -->`, each on its own line.
-Everything outside the regions is written by hand. `make bench` and its like end with this module.
+Everything outside the regions is written by hand. `make bench` ends with this module.
 """
 
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from bench import report
 from bench.modes import ROOT
@@ -20,19 +21,21 @@ CONTENT: dict[str, Callable[[report.Results], str]] = {
     "modes": report.table,
     "verbatim": report.verbatim,
     "workers": report.formulas,
+    "latency": report.latency_table,
     "memory": report.memory_table,
     "losses": report.losses_table,
     "ratios": report.sentence,
     "edge": report.edge_table,
+    "edge-latency": report.edge_latency_table,
+    "hardening": report.hardening_table,
     "capacity": report.capacity_table,
     "metrics": report.metrics_table,
 }
 
 
-def results() -> report.Results:
-    """The checked-in results; those of `make bench-edge` and the like are under their names."""
-    found: report.Results = json.loads((RESULTS / "results.json").read_text())
-    return found | {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("edge", "metrics")}
+def results(directory: Path = RESULTS) -> report.Results:
+    """The checked-in results, or those in another directory, by part."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
 
 
 def filled(page: str, results: report.Results) -> str:

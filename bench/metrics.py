@@ -1,20 +1,15 @@
-"""`make bench-metrics`: what METRICS=on costs, next to the same server without.
+"""`make bench PART=metrics`: what METRICS=on costs, next to the same server without.
 
 Both servers run all the time and take turns at being loaded. Each request has the header from which
 the time in the queue follows, as behind the edge.
 """
 
-import argparse
-import shutil
-import statistics
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from bench import report
-from bench.__main__ import load, save, say
+from bench.load import load, say, spread
 from bench.modes import MODES, Running, free_port
 
 # Many short turns, because a slow moment of the machine then affects both alike.
@@ -58,25 +53,7 @@ def compare(name: str, rounds: int, seconds: float) -> dict[str, Any]:
     return found | {"memory": round(memory["on"] - memory["off"], 1)}
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles: a few turns were disturbed by other programs."""
-    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return {"median": round(median, 3), "min": round(low, 3), "max": round(high, 3)}
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.metrics", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short round; writes nothing to results/")
-    options = parser.parse_args()
-    if not shutil.which("wrk"):
-        sys.exit("wrk not found: apt install wrk, or brew install wrk")
-    rounds, seconds = (1, 1) if options.quick else (ROUNDS, SECONDS)
-    results = {name: compare(name, rounds, seconds) for name in SERVERS}
-    print(report.metrics_table({"metrics": {"services": results}}))
-    if not options.quick:
-        save("metrics", results)
-
-
-if __name__ == "__main__":
-    main()
+def run(quick: bool) -> dict[str, Any]:
+    """The figures of this part."""
+    rounds, seconds = (1, 1) if quick else (ROUNDS, SECONDS)
+    return {name: compare(name, rounds, seconds) for name in SERVERS}

@@ -1,7 +1,7 @@
 """A measurement as tables, sentences and pictures."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from math import ceil
 from typing import Any
@@ -10,7 +10,7 @@ from bench.apps import PAGES
 
 COLUMNS = ("mode", "requests/s", "p99 ms", "memory MiB", "processes", "errors")
 COLORS = {"recommended": "#1a7f5a", "alternative": "#5b8def", "copied": "#c2703d", "yardstick": "#8a8f98"}
-LINES = ("#1a7f5a", "#5b8def", "#c2703d")
+LINES = ("#1a7f5a", "#5b8def", "#c2703d", "#8a8f98")
 EVENTS = ("stop", "reload", "recycling")
 WIDTH = 960
 
@@ -27,6 +27,7 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .quiet { fill: #9198a1 } }
 """
 
+# Part -> {"machine": where it was measured, "figures": what its module returns}.
 Results = dict[str, Any]
 
 
@@ -39,12 +40,12 @@ def ordered(results: Results) -> list[dict[str, Any]]:
         bare = {"bare-asgi": "fastapi", "bare-wsgi": "flask"}.get(app, app)
         return families.index(bare.partition("-")[0])
 
-    return sorted(results["modes"], key=lambda mode: (family(mode), -mode["rate"]))
+    return sorted(results["modes"]["figures"], key=lambda mode: (family(mode), -mode["rate"]))
 
 
 def best(results: Results, app: str, kind: str) -> dict[str, Any]:
     """The fastest mode of that kind that answered every request; raises ValueError if there is none."""
-    modes = (mode for mode in results["modes"] if (mode["app"], mode["kind"]) == (app, kind))
+    modes = (mode for mode in results["modes"]["figures"] if (mode["app"], mode["kind"]) == (app, kind))
     return max((mode for mode in modes if not mode["errors"]), key=lambda mode: mode["rate"])
 
 
@@ -55,7 +56,7 @@ def sentence(results: Results) -> str:
         ours, copied = best(results, app, "recommended"), best(results, app, "copied")
         ratio = f"{ours['rate'] / copied['rate']:.1f} times"
         said.append(f"`{app}` **{ratio}** in {ours['memory'] / copied['memory']:.0%} of the memory")
-    machine = results["machine"]
+    machine = results["modes"]["machine"]
     text = (
         f"Measured on {machine['cpus']} CPUs on {machine['date']} (Python {machine['python']}), requests per "
         f"second against the fastest command that people copy from guides: {', '.join(said)}."
@@ -65,9 +66,9 @@ def sentence(results: Results) -> str:
 
 def machine(results: Results) -> str:
     """Where and with what it was measured, in lines of at most 100 characters."""
-    where = results["machine"]
+    where = results["modes"]["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
-    text = f"Measured: {caption(results)}; {where['processor']}; {packages}."
+    text = f"Measured: {caption(where)}; {where['processor']}; {packages}."
     return textwrap.fill(text, 100, break_on_hyphens=False)
 
 
@@ -94,26 +95,41 @@ def verbatim(results: Results) -> str:
 
 
 def formulas(results: Results) -> str:
-    """Requests per second of gthread by page and number of workers, named by formula."""
-    cpus = results["machine"]["cpus"]
-    named = {"n": cpus, "n+1": cpus + 1, "2n": 2 * cpus, "2n+1": 2 * cpus + 1, "4n+1": 4 * cpus + 1}
-    counts = {row["workers"]: row for row in results["workers"] if row["server"] == "gthread"}
-    named = {formula: count for formula, count in named.items() if count in counts}
+    """Requests per second of gthread by page, threads and number of workers."""
     rows = []
+    figures = [row for row in results["workers"]["figures"] if row["threads"]]
+    titles = {row["formula"]: row["workers"] for row in figures}
     for page in PAGES:
-        cells = [f"{counts[count][page]:.0f}" for count in named.values()]
-        most, workers_of_most = max((row[page], count) for count, row in counts.items())
-        rows.append([f"`{page}`", *cells, f"{most:.0f} ({workers_of_most} workers)"])
-    titles = [f"{formula} = {count}" for formula, count in named.items()]
-    return _table(("page, gthread", *titles, "most"), rows)
+        for threads in dict.fromkeys(row["threads"] for row in figures):
+            cells = [_range(row[page], 0) for row in figures if row["threads"] == threads]
+            rows.append([f"`{page}`, {threads} threads", *cells])
+    for threads in dict.fromkeys(row["threads"] for row in figures):
+        cells = [f"{row['memory']:.0f}" for row in figures if row["threads"] == threads]
+        rows.append([f"MiB, {threads} threads", *cells])
+    return _table(("page", *(f"{formula} = {count}" for formula, count in titles.items())), rows)
+
+
+def latency_table(results: Results) -> str:
+    """Milliseconds by mode and share of its capacity: p50, p99 and p99.9."""
+    rows = []
+    for name, it in results["latency"]["figures"].items():
+        cells = []
+        for share in (key for key in it if key != "capacity"):
+            p99 = _range(it[share]["p99"], 1)
+            cells.append(f"{it[share]['p50']['median']:.1f} / {p99} / {it[share]['p99.9']:.0f}")
+        rows.append([name, f"{it['capacity']}", *cells])
+    shares = [key for key in it if key not in ("capacity", "slow")]
+    return _table(("mode", "requests/s at saturation", *shares, "50%, a tenth slow"), rows)
 
 
 def memory_table(results: Results) -> str:
     """MiB by setting and number of workers, and what each further worker added."""
-    counts = sorted({row["workers"] for row in results["memory"]})
+    counts = sorted({row["workers"] for row in results["memory"]["figures"]})
     rows = []
-    for setting in dict.fromkeys(row["setting"] for row in results["memory"]):
-        weights = {row["workers"]: row["memory"] for row in results["memory"] if row["setting"] == setting}
+    for setting in dict.fromkeys(row["setting"] for row in results["memory"]["figures"]):
+        weights = {
+            row["workers"]: row["memory"] for row in results["memory"]["figures"] if row["setting"] == setting
+        }
         few, many = min(weights), max(weights)
         each = (weights[many] - weights[few]) / (many - few)
         rows.append([setting, *(f"{weights[count]:.0f}" for count in counts), f"{each:.1f}"])
@@ -124,7 +140,7 @@ def memory_table(results: Results) -> str:
 def losses_table(results: Results) -> str:
     """The requests that got no answer, of those sent, by mode and event."""
     rows = []
-    for name, events in results["losses"].items():
+    for name, events in results["losses"]["figures"].items():
         found = (events[event] for event in EVENTS)
         rows.append([name, *(f"{each['lost']} of {each['lost'] + each['answered']}" for each in found)])
     return _table(("lost", *EVENTS), rows)
@@ -133,20 +149,44 @@ def losses_table(results: Results) -> str:
 def edge_table(results: Results) -> str:
     """Each way to a service: its figures, and CPU time and throughput relative to the short Caddyfile."""
     rows = []
-    for service, ways in results["edge"]["services"].items():
+    for service, ways in results["edge"]["figures"].items():
         for way, it in ways.items():
-            rate, ratio = _range(it["rate"], 0), _range(it["rate_ratio"], 2)
-            cpu = [_range(it[name], digits) for name, digits in (("cpu", 0), ("cpu_ratio", 2))]
-            cpu = cpu if it["cpu"]["max"] else ["", ""]
-            rows.append([f"{service}, {way}", rate, ratio, *cpu, str(it["errors"])])
+            cells = [_range(it["rate"], 0), _range(it["rate_ratio"], 2)]
+            for name, digits in (("cpu", 0), ("cpu_ratio", 2)):
+                cells.append(_range(it[name], digits) if name in it else "")
+            rows.append([f"{service}, {way}", *cells, str(it["errors"])])
     titles = ("way", "requests/s", "relative", "CPU µs per request", "relative", "errors")
     return _table(titles, rows)
 
 
+def edge_latency_table(results: Results) -> str:
+    """Milliseconds on each way at half of what our edge answers at saturation."""
+    rows = []
+    for service, ways in results["edge"]["figures"].items():
+        for way, it in ((way, it["latency"]) for way, it in ways.items() if "latency" in it):
+            cells = [
+                f"{it['rate']}",
+                f"{it['p50']['median']:.1f}",
+                _range(it["p99"], 1),
+                f"{it['p99.9']:.0f}",
+            ]
+            rows.append([f"{service}, {way}", *cells])
+    return _table(("way", "requests/s", "p50 ms", "p99 ms", "p99.9 ms"), rows)
+
+
+def hardening_table(results: Results) -> str:
+    """Requests per second of Flask's container without one restriction, relative to the shipped one."""
+    rows = [
+        [name, _range(it["rate"], 0), _range(it["rate_ratio"], 2), str(it["errors"])]
+        for name, it in results["hardening"]["figures"].items()
+    ]
+    return _table(("container", "requests/s", "relative", "errors"), rows)
+
+
 def capacity_table(results: Results) -> str:
     """How many pods and edges of one CPU each application needs, by requests per second; docs/fleet.md."""
-    cpus = results["machine"]["cpus"]
-    edges = [it["our edge"]["cpu"]["median"] for it in results["edge"]["services"].values()]
+    cpus = results["modes"]["machine"]["cpus"]
+    edges = [it["our edge"]["cpu"]["median"] for it in results["edge"]["figures"].values()]
     rows = []
     for rate in RATES:
         for app in ("django", "flask", "fastapi"):
@@ -161,7 +201,7 @@ def capacity_table(results: Results) -> str:
 def metrics_table(results: Results) -> str:
     """Each server with METRICS=on, next to the same one without."""
     rows = []
-    for name, it in results["metrics"]["services"].items():
+    for name, it in results["metrics"]["figures"].items():
         rates = [_range(it[f"rate_{key}"], 0) for key in ("off", "on")]
         ratios = [_range(it[f"{key}_ratio"], 2) for key in ("rate", "cpu")]
         rows.append([name, *rates, *ratios, f"{it['memory']:.0f}", str(it["errors"])])
@@ -170,8 +210,9 @@ def metrics_table(results: Results) -> str:
 
 
 def _range(figures: Mapping[str, float], digits: int) -> str:
-    """A median, and the smallest and the largest value."""
-    median, low, high = (f"{figures[name]:.{digits}f}" for name in ("median", "min", "max"))
+    """A median and its quartiles, or the smallest and the largest value."""
+    lowest = ("low", "high") if "low" in figures else ("min", "max")
+    median, low, high = (f"{figures[name]:.{digits}f}" for name in ("median", *lowest))
     return f"{median} ({low} to {high})"
 
 
@@ -181,20 +222,17 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def caption(results: Results) -> str:
+def caption(machine: Mapping[str, Any]) -> str:
     """Where and with what it was measured."""
-    machine = results["machine"]
     return f"{machine['date']}, {machine['cpus']} CPUs, Python {machine['python']}, {machine['load']}"
 
 
 def pictures(results: Results) -> dict[str, str]:
-    """File name -> SVG."""
-    return {
-        "modes.svg": modes(results),
-        "workers.svg": workers(results),
-        "memory.svg": memory(results),
-        "losses.svg": losses(results),
-    }
+    """File name -> SVG, of the parts that were measured."""
+    drawings = {"modes": modes, "workers": workers, "memory": memory, "losses": losses}
+    # The colours of the lost requests are those of their modes.
+    parts = [part for part in drawings if part in results and (part != "losses" or "modes" in results)]
+    return {f"{part}.svg": drawings[part](results) for part in parts}
 
 
 def modes(results: Results) -> str:
@@ -215,48 +253,53 @@ def modes(results: Results) -> str:
         ]
     y = bar * len(rows) + 24
     parts += _legend(labels, y, COLORS)
-    return _picture("Requests per second by server mode", y + 26, labels, caption(results), parts)
+    return _picture(
+        "Requests per second by server mode", y + 26, labels, caption(results["modes"]["machine"]), parts
+    )
 
 
 def workers(results: Results) -> str:
     """Requests per second against the number of workers, a panel for each page."""
-    cpus = results["machine"]["cpus"]
-    formulas = {cpus: "n", cpus + 1: "n+1", 2 * cpus: "2n", 2 * cpus + 1: "2n+1", 4 * cpus + 1: "4n+1"}
-    servers = sorted({row["server"] for row in results["workers"]})
+    machine, figures = results["workers"]["machine"], results["workers"]["figures"]
+    names = {
+        it: f"gthread, {it} threads" if it else "event loop" for it in (row["threads"] for row in figures)
+    }
+    formulas = {row["workers"]: row["formula"] for row in figures}
     parts = []
     for number, (page, (milliseconds, seconds)) in enumerate(PAGES.items()):
         series = {
-            server: [(row["workers"], row[page]) for row in results["workers"] if row["server"] == server]
-            for server in servers
+            name: [(row["workers"], row[page]["median"]) for row in figures if row["threads"] == threads]
+            for threads, name in names.items()
         }
         needs = [f"{milliseconds} ms of CPU"] * bool(milliseconds) + [
             f"{seconds * 1000:.0f} ms of waiting"
         ] * bool(seconds)
         parts += _lines(60 + number * 310, " + ".join(needs), series, formulas)
-    parts += _legend(60, 330, dict(zip(servers, LINES, strict=False)))
-    date = results["machine"]["date"]
-    note = f"requests/s by number of workers, 6 threads each under gthread; n = {cpus} CPUs; {date}"
+    parts += _legend(60, 330, dict(zip(names.values(), LINES, strict=False)), 180)
+    note = f"requests/s by number of workers; n = {machine['cpus']} CPUs; {caption(machine)}"
     return _picture("Requests per second by number of workers", 356, 60, note, parts)
 
 
 def memory(results: Results) -> str:
     """Memory against the number of workers."""
-    names = list(dict.fromkeys(row["setting"] for row in results["memory"]))
+    names = list(dict.fromkeys(row["setting"] for row in results["memory"]["figures"]))
     series = {
-        name: [(row["workers"], row["memory"]) for row in results["memory"] if row["setting"] == name]
+        name: [
+            (row["workers"], row["memory"]) for row in results["memory"]["figures"] if row["setting"] == name
+        ]
         for name in names
     }
     parts = _lines(60, "MiB (PSS) of Django after load", series, {}, width=560)
     parts += _legend(60, 330, dict(zip(names, LINES, strict=False)), 180)
-    note = f"by number of workers; {caption(results)}"
+    note = f"by number of workers; {caption(results['memory']['machine'])}"
     return _picture("Memory by number of workers", 356, 60, note, parts)
 
 
 def losses(results: Results) -> str:
     """Requests that got no answer, as bars, per mode and event."""
     labels, bar, column = 330, 22, 205
-    rows = results["losses"]
-    kinds = {mode["name"]: mode["kind"] for mode in results["modes"]}
+    rows = results["losses"]["figures"]
+    kinds = {mode["name"]: mode["kind"] for mode in results["modes"]["figures"]}
     most = max(1, *(found["lost"] for events in rows.values() for found in events.values()))
     parts = [_text(labels + column * number, 14, event) for number, event in enumerate(EVENTS)]
     for number, (name, events) in enumerate(rows.items(), 1):
@@ -273,7 +316,7 @@ def losses(results: Results) -> str:
     parts += _legend(
         labels, y, {kind: color for kind, color in COLORS.items() if kind in set(kinds.values())}
     )
-    note = f"requests without an answer, of those sent by 16 clients; {results['machine']['date']}"
+    note = f"requests without an answer, of those sent by 16 clients; {results['losses']['machine']['date']}"
     return _picture("Requests lost by mode and event", y + 26, labels, note, parts)
 
 
@@ -336,3 +379,16 @@ def _picture(title: str, y: int, x: int, note: str, parts: Sequence[str]) -> str
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
+
+
+# Part -> its table, which is printed when it has been measured.
+TABLES: dict[str, Callable[[Results], str]] = {
+    "modes": table,
+    "workers": formulas,
+    "memory": memory_table,
+    "losses": losses_table,
+    "latency": latency_table,
+    "metrics": metrics_table,
+    "edge": edge_table,
+    "hardening": hardening_table,
+}

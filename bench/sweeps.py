@@ -1,17 +1,21 @@
-"""Throughput and memory by number of workers."""
+"""`make bench PART=workers` and `PART=memory`: throughput and memory by number of workers."""
 
+import os
+import statistics
 import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from bench.apps import PAGES
+from bench.load import load, say, spread
 from bench.modes import MODES, ROOT, Mode
 
-WORKERS = (1, 2, 3, 4, 5, 6, 9, 12)
-QUICK = (1, 3)
+# Formula -> workers, for n CPUs.
+CPUS = os.cpu_count() or 1
+FORMULAS = {"n": CPUS, "n+1": CPUS + 1, "2n": 2 * CPUS, "2n+1": 2 * CPUS + 1, "4n+1": 4 * CPUS + 1}
+THREADS = (3, 6, 12)
+ROUNDS, SECONDS = 5, 1.0
 WORKERS_TO_WEIGH = (1, 2, 4, 8)
-SERVERS = {"gthread": "gthread without a framework", "uvicorn": "uvicorn without a framework"}
 
 # Setting -> what is appended to gunicorn.conf.py to get it.
 MEMORY = {
@@ -20,8 +24,6 @@ MEMORY = {
     "neither": "preload_app = False",
 }
 
-Load = Callable[[str, float], dict[str, float]]
-
 
 def mode_with(name: str, workers: int) -> Mode:
     """The mode of that name with a fixed number of workers."""
@@ -29,28 +31,39 @@ def mode_with(name: str, workers: int) -> Mode:
     return replace(mode, environ=mode.environ | {"WEB_CONCURRENCY": str(workers)})
 
 
-def throughput(
-    load: Load, seconds: float, counts: Sequence[int], say: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """Requests per second by server, page and number of workers."""
-    found = []
-    for count in counts:
-        for server, name in SERVERS.items():
-            with mode_with(name, count).running() as running:
-                rates = {page: round(load(running.url + page, seconds)["rate"], 1) for page in PAGES}
-            found.append({"server": server, "workers": count, **rates})
-            say(
-                f"{server}, {count} workers: "
-                + ", ".join(f"{page} {rate:.0f}/s" for page, rate in rates.items())
-            )
-    return found
+def run(quick: bool) -> list[dict[str, Any]]:
+    """Requests per second by threads (0: an event loop), workers and page; each round starts all again."""
+    rounds, formulas, sizes = (1, ["n", "2n+1"], [6, 0]) if quick else (ROUNDS, [*FORMULAS], [*THREADS, 0])
+    rates: dict[tuple[int, str, str], list[float]] = {}
+    memory: dict[tuple[int, str], list[float]] = {}
+    for number in range(rounds):
+        for threads in sizes:
+            for formula in formulas:
+                name = "gthread without a framework" if threads else "uvicorn without a framework"
+                flags = ("--threads", str(threads)) if threads else ()
+                with mode_with(name, FORMULAS[formula]).running(*flags) as running:
+                    for page in PAGES:
+                        rate = load(running.url + page, SECONDS)["rate"]
+                        rates.setdefault((threads, formula, page), []).append(rate)
+                    memory.setdefault((threads, formula), []).append(running.memory() / 1024**2)
+            say(f"round {number + 1}/{rounds}, " + (f"{threads} threads" if threads else "event loop"))
+    return [
+        {
+            "threads": threads,
+            "formula": formula,
+            "workers": FORMULAS[formula],
+            "memory": round(statistics.median(memory[threads, formula]), 1),
+            **{page: spread(rates[threads, formula, page], 0) for page in PAGES},
+        }
+        for threads, formula in memory
+    ]
 
 
-def memory(load: Load, counts: Sequence[int], say: Callable[[str], None]) -> list[dict[str, Any]]:
+def run_memory(quick: bool) -> list[dict[str, Any]]:
     """MiB (PSS) of Django under load by number of workers and setting."""
     found = []
     for name, line in MEMORY.items():
-        for count in counts:
+        for count in (1, 4) if quick else WORKERS_TO_WEIGH:
             with tempfile.NamedTemporaryFile("w", suffix=".conf.py") as file:
                 file.write(f"exec(open({str(ROOT / 'gunicorn.conf.py')!r}).read())\n{line}\n")
                 file.flush()

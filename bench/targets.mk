@@ -1,16 +1,10 @@
 ##@ This repository alone
-.PHONY: chaos bench bench-edge bench-metrics render lint-repository
+.PHONY: chaos bench render lint-repository
 chaos: .venv/test ## Break everything under load, twelve minutes, and write docs/reliability.md
 	CHAOS=1 .venv/bin/pytest --verbose tests/repository/test_faults.py
 
-bench: .venv/test ## Measure every server mode and write docs/choosing.md, 15 minutes; QUICK=1: 2 minutes
-	.venv/bin/python -m bench $(if $(QUICK),--quick)
-
-bench-edge: .venv/test ## Measure what the edge costs, 6 minutes; needs Docker on Linux; QUICK=1: 1 minute
-	.venv/bin/python -m bench.edge $(if $(QUICK),--quick)
-
-bench-metrics: .venv/test ## Measure what METRICS=on costs, 4 minutes; needs wrk; QUICK=1: half a minute
-	.venv/bin/python -m bench.metrics $(if $(QUICK),--quick)
+bench: .venv/test ## Measure the server modes and write docs/choosing.md; PART=edge, metrics, ...; QUICK=1
+	.venv/bin/python -m bench $(PART) $(if $(QUICK),--quick)
 
 render: .venv/test ## Show what a project would lose: make render STACKS=flask,fastapi
 	.venv/bin/python -m bench.render $(STACKS)
