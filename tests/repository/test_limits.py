@@ -55,6 +55,14 @@ def test_the_table_is_complete() -> None:
     ]
 
 
+def test_the_image_has_the_version_of_caddy_that_was_checked(containers: Containers) -> None:
+    """The Caddyfile names it, and other comments and docs/limits.md name the same minor release."""
+    (version,) = re.findall(r"^v?(\d+\.\d+\.\d+)\b", containers.exec("edge", "caddy", "version"))
+    texts = [path.read_text() for path in (*EDGE_FILES, ROOT / "docs/limits.md")]
+    named = set(re.findall(r"\bCaddy (\d+\.\d+(?:\.\d+)?)\b", "\n".join(texts)))
+    assert named == {version, version.rpartition(".")[0]}
+
+
 def test_gunicorn_limits_the_request_line(containers: Containers) -> None:
     """4094 bytes, the query included; Uvicorn and the edge limit the headers as a whole only."""
     under, over = ({"params": {"q": "a" * length}} for length in (4000, 4100))
