@@ -52,8 +52,8 @@ PLACES = {
     "static files": ("wsgi_app/django_site/settings.py", '"wsgi_app.django_site.static_files'),
     "errors": ("wsgi_app/django_site/settings.py", "DEBUG = "),
     "WebSocket": ("uvicorn.json", '"ws_max_size"'),
-    "server's name": ("deploy/edge/Caddyfile", "-Server"),
-    "security headers": ("deploy/edge/Caddyfile", "header ?X-Frame-Options"),
+    "server's name": ("deploy/edge/snippets/common.caddy", "-Server"),
+    "security headers": ("deploy/edge/snippets/common.caddy", "header ?X-Frame-Options"),
     "forged headers": ("docker-compose.yml", "FORWARDED_ALLOW_IPS: "),
     "HTTP/2": ("deploy/edge/Caddyfile", "https_port"),
 }

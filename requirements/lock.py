@@ -14,9 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ROOT / "requirements"
-# Resolve for the oldest Python that process mode uses, on every platform, and without a word
-# about this machine's package index.
-OPTIONS = ("--universal", "--python-version", "3.12", "--no-header", "--no-annotate", "--no-emit-index-url")
+# Resolve for the oldest Python that process mode uses, without downloading it, on every platform, and
+# without a word about this machine's package index.
+PYTHON = ("--python-version", "3.12", "--no-python-downloads")
+OPTIONS = (*PYTHON, "--universal", "--no-header", "--no-annotate", "--no-emit-index-url")
 
 
 def groups() -> dict[str, Path]:

@@ -24,8 +24,9 @@ from serving import settings
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / ".run"
 SOCKET = RUN / "supervisor.sock"
-# Bytes; a limit of the kernel, see unix(7).
-LONGEST_SOCKET_PATH = 107
+# Bytes. The kernel's limit is 107 (see unix(7)), and supervisord first makes its socket with a dot and
+# its process id, of up to seven digits, after the name.
+LONGEST_SOCKET_PATH = 99
 # Seconds: supervisord kills a server after stopwaitsecs (90), and needs a moment itself.
 LONGEST_STOP = 100
 

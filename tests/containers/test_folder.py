@@ -1,10 +1,12 @@
 """A clone may lie in any folder: with blanks and # in its name, a long one, and for its owner alone."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import answers, run
+from deploy.process.__main__ import LONGEST_SOCKET_PATH, SOCKET
+from tests.support.commands import ROOT, answers, run
 from tests.support.containers import Clone
 from tests.support.processes import Processes
 
@@ -34,8 +36,10 @@ def test_containers_of_any_folder(engine: None, tmp_path: Path) -> None:
 
 
 def test_processes_of_any_folder(tmp_path: Path) -> None:
-    """A path of a socket has at most 107 bytes, so this one is shorter."""
-    stack = Processes(tmp_path / "my app #1")
+    """The longest one that a socket's path allows."""
+    name = "my app #1"
+    spare = LONGEST_SOCKET_PATH - len(os.fsencode(tmp_path / name / SOCKET.relative_to(ROOT)))
+    stack = Processes(tmp_path / (name + "x" * spare))
     try:
         stack.up()
         for url in stack.urls.values():

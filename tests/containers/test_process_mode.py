@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.process.__main__ import LONGEST_SOCKET_PATH
 from tests.support.commands import ROOT, answers, free_port, poll, run
 from tests.support.processes import PROGRAMS, Processes, processes_of
 
@@ -122,6 +123,16 @@ def test_a_machine_without_a_fitting_python_is_told_what_to_install(tmp_path: Pa
     output = run("make", "up", "RUNTIME=process", cwd=stack.directory, env=bare, expect=2)
     assert "No Python 3.12 or newer" in output
     assert not (stack.directory / ".venv").exists()
+
+
+def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    """One line names the socket and the limit, before anything starts."""
+    # Several folders, because the name of the last one is the project's.
+    stack = Processes(tmp_path.joinpath(*["x" * 40] * 3))
+    socket_path = stack.directory / ".run/supervisor.sock"
+    allowed = f"must be at most {LONGEST_SOCKET_PATH} bytes"
+    assert f"the path is too long: {socket_path} {allowed}\n" in stack.make("up", expect=2)
+    assert not socket_path.parent.exists()
 
 
 def test_an_unknown_runtime_is_refused() -> None:

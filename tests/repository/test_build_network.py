@@ -6,6 +6,7 @@ import http.server
 import json
 import shutil
 import ssl
+import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -29,25 +30,57 @@ BUILD = (
 )
 
 
-def make_wheel(folder: Path) -> Path:
+# The files of a source distribution, whose build requires the package `private`.
+PYPROJECT = """
+[build-system]
+requires = ["private==1.0"]
+build-backend = "backend"
+backend-path = ["."]
+"""
+BACKEND = """
+import shutil
+import private
+
+def build_wheel(directory, *_):
+    return shutil.copy("sourced-1.0-py3-none-any.whl", directory).rpartition("/")[2]
+"""
+
+
+def make_wheel(folder: Path, name: str) -> Path:
     """A package with one module."""
     folder.mkdir(parents=True)
-    wheel = folder / "private-1.0-py3-none-any.whl"
+    wheel = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as file:
-        file.writestr("private.py", "")
+        file.writestr(f"{name}.py", "")
         file.writestr(
-            "private-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: private\nVersion: 1.0\n"
+            f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
         )
-        file.writestr("private-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        file.writestr("private-1.0.dist-info/RECORD", "")
+        file.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr(f"{name}-1.0.dist-info/RECORD", "")
     return wheel
 
 
+def make_source_distribution(folder: Path, sources: Path) -> Path:
+    """The package `sourced` without a wheel."""
+    make_wheel(sources, "sourced")
+    (sources / "pyproject.toml").write_text(PYPROJECT)
+    (sources / "backend.py").write_text(BACKEND)
+    (sources / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: sourced\nVersion: 1.0\n")
+    folder.mkdir(parents=True)
+    with tarfile.open(folder / "sourced-1.0.tar.gz", "w:gz") as file:
+        file.add(sources, "sourced-1.0")
+    return folder / "sourced-1.0.tar.gz"
+
+
 @pytest.fixture
-def index(tmp_path: Path) -> Iterator[tuple[str, Path, Path]]:
-    """The address of an index over TLS, its certificate, and the only package there."""
-    wheel = make_wheel(tmp_path / "index/simple/private")
-    (wheel.parent / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
+def index(tmp_path: Path) -> Iterator[tuple[str, Path, list[Path]]]:
+    """The address of an index over TLS, its certificate, and the packages there."""
+    packages = [
+        make_wheel(tmp_path / "index/simple/private", "private"),
+        make_source_distribution(tmp_path / "index/simple/sourced", tmp_path / "sources"),
+    ]
+    for package in packages:
+        (package.parent / "index.html").write_text(f'<a href="{package.name}">{package.name}</a>')
     public, secret = certificate(tmp_path)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "index")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -56,20 +89,27 @@ def index(tmp_path: Path) -> Iterator[tuple[str, Path, Path]]:
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"https://127.0.0.1:{server.server_port}/simple", public, wheel
+        yield f"https://127.0.0.1:{server.server_port}/simple", public, packages
     finally:
         server.shutdown()
         server.server_close()
 
 
+def copy_that_requires(package: Path, copy: Path) -> Path:
+    """A copy of the repository whose lock has this package alone."""
+    shutil.copytree(ROOT, copy, ignore=HOUSEKEEPING)
+    digest = hashlib.sha256(package.read_bytes()).hexdigest()
+    name = package.name.partition("-")[0]
+    (copy / "requirements/flask.txt").write_text(f"{name}==1.0 --hash=sha256:{digest}\n")
+    return copy
+
+
 def test_a_private_index_and_its_authority(
-    engine: None, index: tuple[str, Path, Path], tmp_path: Path
+    engine: None, index: tuple[str, Path, list[Path]], tmp_path: Path
 ) -> None:
     """Without the authority the build fails; with it, it is in no image."""
-    address, public, wheel = index
-    copy = Path(shutil.copytree(ROOT, tmp_path / "copy", ignore=HOUSEKEEPING))
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    (copy / "requirements/flask.txt").write_text(f"private==1.0 --hash=sha256:{digest}\n")
+    address, public, (wheel, _) = index
+    copy = copy_that_requires(wheel, tmp_path / "copy")
     command = (*BUILD, "--build-arg", f"PIP_INDEX_URL={address}")
     assert "exit code: 1" in run(*command, ".", cwd=copy, expect=1)
     # What Compose passes while BUILD_CA is not set.
@@ -80,6 +120,23 @@ def test_a_private_index_and_its_authority(
         assert "/run/secrets" not in found
         listed = run("docker", "run", "--rm", image, "ls", "/run")
         assert "secrets" not in listed
+    finally:
+        run("docker", "rmi", image)
+
+
+def test_a_requirement_without_a_wheel_is_built(
+    engine: None, index: tuple[str, Path, list[Path]], tmp_path: Path
+) -> None:
+    """Pip builds it in an environment of its own: what only the build requires is not in the image."""
+    address, public, (_, source_distribution) = index
+    copy = copy_that_requires(source_distribution, tmp_path / "copy")
+    options = ("--build-arg", f"PIP_INDEX_URL={address}", "--secret", f"id=ca,src={public}")
+    image = run(*BUILD, *options, ".", cwd=copy).strip()
+    try:
+        find = (
+            "from importlib.util import find_spec; print(*map(bool, map(find_spec, ('sourced', 'private'))))"
+        )
+        assert run("docker", "run", "--rm", image, "python", "-c", find) == "True False\n"
     finally:
         run("docker", "rmi", image)
 

@@ -10,6 +10,7 @@ from tests.support.commands import ROOT, poll, run
 from tests.support.containers import Containers
 
 MEBIBYTE = 1024 * 1024
+EDGE_FILES = [ROOT / "deploy/edge/Caddyfile", *sorted((ROOT / "deploy/edge").rglob("*.caddy"))]
 ROWS = re.findall(r"\]\(\.\./(\S+)\): `(.+?)` \|", (ROOT / "docs/limits.md").read_text())
 # Ready at once, and as slow as the address says.
 SLOW = """
@@ -45,13 +46,21 @@ def test_the_table_says_what_the_files_set(file: str, setting: str) -> None:
 
 def test_the_table_is_complete() -> None:
     """Each size and duration of the edge that a client can notice has its row."""
-    text = (ROOT / "deploy/edge/Caddyfile").read_text()
+    text = "\n".join(path.read_text() for path in EDGE_FILES)
     limits = re.findall(r"^\t+(\w+ [\d.]+(?:KiB|MiB|s|m))$", text, re.MULTILINE)
     inner = r"keepalive|dial_|health_|refresh"
     assert len(limits) > 3
     assert [limit for limit in limits if not re.match(inner, limit)] == [
         setting for limit in limits for file, setting in ROWS if setting == limit
     ]
+
+
+def test_the_image_has_the_version_of_caddy_that_was_checked(containers: Containers) -> None:
+    """The Caddyfile names it, and other comments and docs/limits.md name the same minor release."""
+    (version,) = re.findall(r"^v?(\d+\.\d+\.\d+)\b", containers.exec("edge", "caddy", "version"))
+    texts = [path.read_text() for path in (*EDGE_FILES, ROOT / "docs/limits.md")]
+    named = set(re.findall(r"\bCaddy (\d+\.\d+(?:\.\d+)?)\b", "\n".join(texts)))
+    assert named == {version, version.rpartition(".")[0]}
 
 
 def test_gunicorn_limits_the_request_line(containers: Containers) -> None:

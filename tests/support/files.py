@@ -7,7 +7,6 @@ from pathlib import Path
 from checks.project import Container, Project, has_compose
 from tests.support.commands import ROOT, lacking
 
-CADDYFILE = (ROOT / "deploy/edge/Caddyfile").read_text()
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("deploy.md", "operations.md"))]
 # The lines of the pages' shell blocks.
@@ -28,13 +27,6 @@ def processes() -> dict[str, Container]:
         lacking("no Docker Compose to resolve docker-compose.yml with")
     project = Project(ROOT, env_file=Path("/dev/null"))
     return {container.name: container for container in project.containers}
-
-
-def edge(option: str) -> str:
-    """The Caddyfile's value for it."""
-    found = re.findall(rf"^\t+{option} (\S+)$", CADDYFILE, re.MULTILINE)
-    assert len(found) == 1, f"{option}: {found}"
-    return found[0]
 
 
 def long_running() -> dict[str, dict]:
