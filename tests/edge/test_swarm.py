@@ -24,7 +24,8 @@ def swarm(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sw
     """Version 1 of every application, in two replicas; each test finds what the one before has left."""
     stack = Swarm(tmp_path_factory.mktemp("swarm") / "repository")
     try:
-        stack.start()
+        stack.create()
+        stack.deploy("1")
         yield stack
     finally:
         stack.leave()
