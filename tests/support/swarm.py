@@ -104,11 +104,13 @@ class Swarm:
         return run("docker", "image", "ls", *names).split()
 
     def recent_log(self, since: float) -> str:
-        """The tasks, and what each service has printed since that time."""
-        services = run("docker", "stack", "services", "--format", "{{.Name}}", self.name, expect=None)
+        """The tasks, and what the containers of this engine have printed since that time."""
         texts = [run("docker", "stack", "ps", "--no-trunc", self.name, expect=None)]
-        for service in services.split():
-            texts.append(run("docker", "service", "logs", "--since", str(int(since)), service, expect=None))
+        # Not `docker service logs`, which can wait forever for replicas that are being replaced.
+        label = f"label=com.docker.stack.namespace={self.name}"
+        names = run("docker", "ps", "--all", "--filter", label, "--format", "{{.Names}}")
+        for name in names.split():
+            texts += [name, run("docker", "logs", "--since", str(int(since)), name, expect=None)]
         return "\n".join(texts)
 
     def leave(self) -> None:
