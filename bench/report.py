@@ -15,9 +15,9 @@ EVENTS = ("stop", "reload", "recycling")
 WIDTH = 960
 
 # The capacity plan: CPU that pods use on average, pods that may be lost, connections of a pod with one
-# CPU (2 workers of 6 threads), and those of migrations, backups and the like.
+# CPU (2 workers with 6 threads and a readiness check), and those of migrations, backups and the like.
 RATES = (1_000, 50_000, 1_000_000)
-UTILIZATION, SPARE, POD_CONNECTIONS, RESERVED = 0.6, 1, 12, 10
+UTILIZATION, SPARE, POD_CONNECTIONS, RESERVED = 0.6, 1, 14, 10
 
 # In one picture for a light and a dark page.
 STYLE = """

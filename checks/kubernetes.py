@@ -444,7 +444,10 @@ def unchanging_jobs(overlay: Overlay) -> Iterator[str]:
 
 @rule
 def database_connections(overlay: Overlay) -> Iterator[str]:
-    """PostgreSQL has a connection for each thread of all pods that the autoscaler may start, and one more."""
+    """PostgreSQL has a connection for every thread, of all pods of the autoscaler and of one more.
+
+    Each worker has one more for its readiness check.
+    """
     scalers = {it["spec"]["scaleTargetRef"]["name"]: it for it in overlay.of_kind("HorizontalPodAutoscaler")}
     for workload in overlay.workloads:
         container = overlay.container_of(workload)
@@ -456,9 +459,10 @@ def database_connections(overlay: Overlay) -> Iterator[str]:
         text = scaler["metadata"].get("annotations", {}).get("postgres-max-connections", MAX_CONNECTIONS)
         pods = scaler["spec"].get("maxReplicas", workload.manifest["spec"].get("replicas", 1))
         workers = int(container.workers.number)
-        needed = (pods + 1) * workers * container.threads + RESERVED_CONNECTIONS
+        each = container.threads + 1
+        needed = (pods + 1) * workers * each + RESERVED_CONNECTIONS
         if needed > int(text):
-            count = f"({pods} + 1) x {workers} x {container.threads} + {RESERVED_CONNECTIONS} = {needed}"
+            count = f"({pods} + 1) x {workers} x {each} + {RESERVED_CONNECTIONS} = {needed}"
             fix = f"must be at least {count}; change it with PostgreSQL's max_connections, or maxReplicas"
             yield f"{workload.describe(f'postgres-max-connections={text}')}: {fix}"
 

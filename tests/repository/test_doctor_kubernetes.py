@@ -134,9 +134,9 @@ BROKEN = {
     ],
     "../overlays/production/django.yaml": [
         (
+            "maxReplicas: 5",
             "maxReplicas: 6",
-            "maxReplicas: 20",
-            "django.postgres-max-connections=100: must be at least (20 + 1) x 2",
+            "django.postgres-max-connections=100: must be at least (6 + 1) x 2 x 7 + 10 = 108",
         ),
         ("maxUnavailable: 1", "maxUnavailable: 0", "django.PodDisruptionBudget: must let one pod go"),
     ],

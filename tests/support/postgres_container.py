@@ -1,12 +1,15 @@
-"""An image of PostgreSQL from the package of this machine, for tests that need no registry."""
+"""PostgreSQL in a container, from the package of this machine, for tests that need no registry."""
 
 import re
+import secrets
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.commands import lacking, run
+from tests.support.commands import free_port, lacking, run
 
 # A compose file's `command`: make the data directory at the first start, then serve.
 START = (
@@ -34,6 +37,19 @@ def postgres_service() -> dict:
         "stop_signal": "SIGINT",
         "restart": "unless-stopped",
     }
+
+
+@contextmanager
+def published_postgres(address: str) -> Iterator[str]:
+    """The URL of an empty PostgreSQL on an address of this machine."""
+    service, name, port = postgres_service(), f"test-{secrets.token_hex(4)}", free_port()
+    options = ("--name", name, "--publish", f"{address}:{port}:5432", "--user", service["user"])
+    options += ("--tmpfs", *service["tmpfs"])
+    run("docker", "run", "--detach", *options, service["image"], *service["command"])
+    try:
+        yield f"postgres://app@{address}:{port}/postgres"
+    finally:
+        run("docker", "rm", "--force", name)
 
 
 def make_image(image: str, binaries: Path) -> None:

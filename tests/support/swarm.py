@@ -1,4 +1,4 @@
-"""The stack of a copy of the repository on a Docker Swarm of one node, and clients of its edge."""
+"""The stack of a copy of the repository on a Docker Swarm, and clients of its edges."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 
 from tests.support.clients import Clients
-from tests.support.commands import HOUSEKEEPING, ROOT, RUN, STARTED, free_port, lacking, poll, run
+from tests.support.commands import HOUSEKEEPING, ROOT, RUN, STARTED, answers, free_port, lacking, poll, run
 
 # The engine's network between the node and the containers of a Swarm; it stays when a node leaves.
 GATEWAY = "docker_gwbridge"
@@ -32,7 +32,7 @@ class Swarm:
             lacking("this engine is a part of a Swarm already")
         self.had_gateway = GATEWAY in run("docker", "network", "ls", "--format", "{{.Name}}").split()
         shutil.copytree(ROOT, directory, ignore=HOUSEKEEPING)
-        self.directory, self.secrets = directory, SECRETS
+        self.directory, self.secrets = directory, SECRETS.copy()
         self.name = f"test-{os.environ[RUN]}-{secrets.token_hex(2)}"
         stack = directory / "deploy/swarm/stack.yml"
         for old, new in FASTER.items():
@@ -49,16 +49,15 @@ class Swarm:
         self.applications = sorted(path.stem for path in (directory / "deploy/edge/sites").iterdir())
         STARTED.append(self)
 
-    def start(self) -> None:
-        """Make the Swarm, its secrets and the images, and deploy version 1."""
-        run("docker", "swarm", "init", "--advertise-addr", "127.0.0.1")
+    def create(self, address: str = "127.0.0.1") -> None:
+        """Make the Swarm, its secrets, and the images of version 1."""
+        run("docker", "swarm", "init", "--advertise-addr", address)
         node = run("docker", "node", "ls", "--quiet").strip()
         run("docker", "node", "update", "--label-add", "edge=true", node)
         for name, value in self.secrets.items():
             run("docker", "secret", "create", f"{self.name}-{name}", "-", input=value)
         environ = self.environ | {"VERSION": "1"}
         run("docker", "compose", "build", cwd=self.directory, env=environ, timeout=600)
-        self.deploy("1")
 
     def deploy(self, version: str, expect: int = 0) -> str:
         """The output of `make swarm-deploy`."""
@@ -99,12 +98,19 @@ class Swarm:
         """The output of a command inside a container."""
         return run("docker", "exec", container, *command)
 
+    def local_images(self) -> list[str]:
+        """The names of all images that were built for this stack."""
+        names = ("--filter", f"reference={self.name}-*", "--format", "{{.Repository}}:{{.Tag}}")
+        return run("docker", "image", "ls", *names).split()
+
     def recent_log(self, since: float) -> str:
-        """The tasks, and what each service has printed since that time."""
-        services = run("docker", "stack", "services", "--format", "{{.Name}}", self.name, expect=None)
+        """The tasks, and what the containers of this engine have printed since that time."""
         texts = [run("docker", "stack", "ps", "--no-trunc", self.name, expect=None)]
-        for service in services.split():
-            texts.append(run("docker", "service", "logs", "--since", str(int(since)), service, expect=None))
+        # Not `docker service logs`, which can wait forever for replicas that are being replaced.
+        label = f"label=com.docker.stack.namespace={self.name}"
+        names = run("docker", "ps", "--all", "--filter", label, "--format", "{{.Names}}")
+        for name in names.split():
+            texts += [name, run("docker", "logs", "--since", str(int(since)), name, expect=None)]
         return "\n".join(texts)
 
     def leave(self) -> None:
@@ -117,8 +123,7 @@ class Swarm:
             run("docker", "network", "rm", GATEWAY, expect=None)
         volumes = run("docker", "volume", "ls", "--quiet", "--filter", f"name={self.name}_").split()
         run("docker", "volume", "rm", "--force", *volumes, expect=None)
-        names = ("--filter", f"reference={self.name}-*", "--format", "{{.Repository}}:{{.Tag}}")
-        if images := run("docker", "image", "ls", *names).split():
+        if images := self.local_images():
             run("docker", "rmi", "--force", *images)
 
 
@@ -142,9 +147,10 @@ class Visitors(Clients):
         """Send requests as a load balancer that has terminated TLS, and look at every answer."""
         name = f"{application}.localhost"
         headers = {"host": name, "x-forwarded-for": CLIENT, "x-forwarded-proto": "https"}
-        options = {"base_url": self.swarm.url, "headers": headers, "trust_env": False, "timeout": 60}
+        options = {"headers": headers, "trust_env": False, "timeout": 60}
         with httpx2.Client(**options) as client:
             while not self.done.wait(0.05):
+                client.base_url = self.edge()
                 begin = time.monotonic()
                 try:
                     wrong = self.ask(client, application, method)
@@ -156,6 +162,10 @@ class Visitors(Clients):
                 if wrong:
                     self.failed_at.append(begin)
                     self.failures.append(f"{application} {method}, after {taken:.1f} s: {wrong}")
+
+    def edge(self) -> str:
+        """The edge for the next request."""
+        return self.swarm.url
 
     def ask(self, client: httpx2.Client, application: str, method: str) -> str:
         """What is wrong with an answer; "" for nothing."""
@@ -189,3 +199,21 @@ class Visitors(Clients):
         between = max(self.failed_at, default=0) - min(self.failed_at, default=0)
         failed = f"{len(self.failures)} failed" + (f" within {between:.1f} s" if self.failures else "")
         return f"{self.answered} requests, {failed}, slowest {self.slowest:.2f} s"
+
+
+class BalancedVisitors(Visitors):
+    """The same behind a load balancer that asks /livez of each edge, and leaves out those that fail."""
+
+    def __init__(self, swarm: Swarm, *edges: str) -> None:
+        super().__init__(swarm)
+        self.healthy = self.edges = edges
+        self.threads.append(threading.Thread(target=self.check))
+
+    def check(self) -> None:
+        """Ask every edge, twice a second."""
+        while not self.done.wait(0.5):
+            self.healthy = tuple(url for url in self.edges if answers(f"{url}/livez"))
+
+    def edge(self) -> str:
+        """One of those that are healthy."""
+        return secrets.choice(self.healthy or self.edges)
