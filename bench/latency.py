@@ -19,9 +19,10 @@ from typing import Any
 from bench.load import load, say
 from bench.modes import MODES, Running
 
-# Of the capacity. With the last share, every tenth request waits for 100 ms in the application.
+# Of the capacity. At SLOW_SHARE every tenth request waits for 100 ms in the application: as many are in
+# flight at once as the rate of slow requests times 0.1 s, and each needs a thread or a process.
 SHARES = (0.25, 0.5, 0.75)
-SLOW_SHARE, SLOW = 0.5, 0.1
+SLOW_SHARE = 0.1
 # Seconds between two requests of one connection, and milliseconds between two new connections.
 INTERVAL, STAGGER = 0.1, 1
 # Mode -> the application of bench/apps.py that is the same and has slow requests.

@@ -119,7 +119,7 @@ def latency_table(results: Results) -> str:
             cells.append(f"{it[share]['p50']['median']:.1f} / {p99} / {it[share]['p99.9']:.0f}")
         rows.append([name, f"{it['capacity']}", *cells])
     shares = [key for key in it if key not in ("capacity", "slow")]
-    return _table(("mode", "requests/s at saturation", *shares, "50%, a tenth slow"), rows)
+    return _table(("mode", "requests/s at saturation", *shares, "10%, a tenth slow"), rows)
 
 
 def memory_table(results: Results) -> str:
