@@ -39,7 +39,7 @@ class Service:
         """Answer a probe, or let the application answer."""
         # Before the application: a probe's Host header is an address that it may refuse.
         if environ["PATH_INFO"] in health.PATHS:
-            return self.probe(environ["PATH_INFO"], environ["REQUEST_METHOD"], start_response)
+            return self.probe(environ, start_response)
         identity = self.identify(environ)
         environ["HTTP_X_REQUEST_ID"] = identity
         peers.request_id.set(identity)
@@ -123,11 +123,14 @@ class Service:
             self.metrics.queued(sent)
         return peers.request_id_for(environ.get("HTTP_X_REQUEST_ID"))
 
-    def probe(self, path: str, method: str, start_response: StartResponse) -> Iterable[bytes]:
+    def probe(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer /livez or /readyz."""
-        allowed = method in health.METHODS
-        failures = self.checks.failures() if allowed and path == health.READY else {}
-        status, headers, body = health.answer(path, failures) if allowed else health.not_allowed()
+        if environ["REQUEST_METHOD"] in health.METHODS:
+            path, query = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
+            failures = self.checks.failures() if path == health.READY else {}
+            status, headers, body = health.answer(path, failures, query)
+        else:
+            status, headers, body = health.not_allowed()
         start_response(f"{status.value} {status.phrase}", headers)
         return [body]
 

@@ -93,6 +93,8 @@ def test_ready_once_from_then_on_alive(server: Server, folder: Path) -> None:
     (folder / "away").touch()
     poll(lambda: get(server, "/readyz").status_code == 503)
     assert probe(server.port) == (0, "")
+    once = get(server, "/readyz?once")
+    assert (once.status_code, once.json()["failed"]) == (200, {"database": "ConnectionError"})
 
 
 def test_a_server_that_is_gone_fails_in_one_line() -> None:
@@ -157,7 +159,7 @@ def test_probes_answer_while_every_thread_hangs(server: Server, folder: Path) ->
         client.sendall(b"GET /hang HTTP/1.1\r\nHost: localhost\r\n\r\n")
         clients.append(client)
     time.sleep(0.5)
-    for path in ("/livez", "/readyz") * 5:
+    for path in ("/livez", "/readyz", "/readyz?once") * 5:
         assert get(server, path).status_code == 200
     with httpx2.Client(base_url=server.url, trust_env=False, timeout=5) as kept:  # as a proxy does
         assert {kept.get("/livez").status_code for _ in range(5)} == {200}

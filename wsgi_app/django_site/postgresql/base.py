@@ -1,6 +1,8 @@
 """The backend, under the name that Django looks for."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,17 +45,31 @@ class DatabaseWrapper(base.DatabaseWrapper):
                 raise psycopg.OperationalError("no answer in time, and no time to connect again")
             seconds = min(int(conn_params["connect_timeout"]), max(1, round(limit)))
             conn_params = conn_params | {"connect_timeout": seconds}
-        return super().get_new_connection(conn_params)
+        with refusal_as_error(), limits.ask():
+            return super().get_new_connection(conn_params)
 
     def is_usable(self) -> bool:
         """Whether an open connection answers. Django asks before a request uses it."""
-        with limits.within(limits.USABLE_SECONDS):
-            return bool(super().is_usable())
+        if self.connection is None or self.connection.closed:
+            return False
+        try:
+            with limits.ask(), limits.within(limits.USABLE_SECONDS):
+                self.connection.execute("SELECT 1")
+        except (limits.RefusedError, psycopg.Error):
+            return False
+        return True
 
 
 def seconds_to_wait() -> float | None:
     """limits.patience() with an exception that Django knows."""
-    try:
+    with refusal_as_error():
         return limits.patience()
+
+
+@contextmanager
+def refusal_as_error() -> Iterator[None]:
+    """Raise an exception that Django knows where a request is refused."""
+    try:
+        yield
     except limits.RefusedError as error:
         raise psycopg.OperationalError(str(error)) from error
