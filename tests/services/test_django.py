@@ -159,6 +159,8 @@ def test_postgresql_serves_when_the_url_says_so(tmp_path: Path) -> None:
             page = httpx2.get(server.url + "/", timeout=3)
             assert (page.status_code, page.headers["retry-after"]) == (503, "5")
             assert "Traceback" not in page.text
+            assert "the database is away: connection" in server.log()
+            assert "Traceback" not in server.log()
             postgres.start()
             poll(lambda: "in PostgreSQL" in httpx2.get(server.url + "/").text, 5, server.log)
     assert not (tmp_path / "data/db.sqlite3").exists()

@@ -12,6 +12,10 @@ from django.db.backends.postgresql import base
 from wsgi_app.django_site.postgresql import limits
 
 
+class NoConnectionError(psycopg.OperationalError, limits.AwayError):
+    """What middleware.database_away answers, in the form that Django knows."""
+
+
 class Connection(psycopg.Connection[Any]):
     """A connection that is closed when an answer takes too long.
 
@@ -45,7 +49,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
                 raise psycopg.OperationalError("no answer in time, and no time to connect again")
             seconds = min(int(conn_params["connect_timeout"]), max(1, round(limit)))
             conn_params = conn_params | {"connect_timeout": seconds}
-        with refusal_as_error(), limits.ask():
+        with as_no_connection(), limits.ask():
             return super().get_new_connection(conn_params)
 
     def is_usable(self) -> bool:
@@ -55,21 +59,21 @@ class DatabaseWrapper(base.DatabaseWrapper):
         try:
             with limits.ask(), limits.within(limits.USABLE_SECONDS):
                 self.connection.execute("SELECT 1")
-        except (limits.RefusedError, psycopg.Error):
+        except (limits.AwayError, psycopg.Error):
             return False
         return True
 
 
 def seconds_to_wait() -> float | None:
     """limits.patience() with an exception that Django knows."""
-    with refusal_as_error():
+    with as_no_connection():
         return limits.patience()
 
 
 @contextmanager
-def refusal_as_error() -> Iterator[None]:
-    """Raise an exception that Django knows where a request is refused."""
+def as_no_connection() -> Iterator[None]:
+    """Raise a NoConnectionError where the request is refused or the connection fails."""
     try:
         yield
-    except limits.RefusedError as error:
-        raise psycopg.OperationalError(str(error)) from error
+    except (limits.AwayError, psycopg.OperationalError) as error:
+        raise NoConnectionError(str(error)) from error

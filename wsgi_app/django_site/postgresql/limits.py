@@ -36,8 +36,8 @@ _asking = ContextVar("_asking", default=False)
 _refused_until = mmap.mmap(-1, 8)
 
 
-class RefusedError(Exception):
-    """The database did not answer before; the request need not wait for it, too."""
+class AwayError(Exception):
+    """The database did not answer before, so that the request need not wait; or it opens no connection."""
 
 
 def limit_requests() -> None:
@@ -47,10 +47,10 @@ def limit_requests() -> None:
 
 
 def patience() -> float | None:
-    """Seconds that the current thread may wait for an answer; None for no limit. Raises RefusedError."""
+    """Seconds that the current thread may wait for an answer; None for no limit. Raises AwayError."""
     now = time.monotonic()
     if _request_seconds and not _asking.get() and now < refused_until():
-        raise RefusedError("the database did not answer a moment ago")
+        raise AwayError("the database did not answer a moment ago")
     deadline = _deadline.get()
     if deadline is None:
         return _request_seconds
@@ -94,7 +94,7 @@ def check() -> Iterator[None]:
 def ask(seconds: float = RETRY_SECONDS) -> Iterator[None]:
     """What runs in here shows whether the database answers; if not, refuse requests for so long.
 
-    Raises RefusedError where it is known that it does not answer.
+    Raises AwayError where it is known that it does not answer.
     """
     patience()
     started = time.monotonic()
