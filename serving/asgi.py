@@ -38,6 +38,7 @@ class Service:
         self.checks = health.AsyncChecks(checks or {})
         self.trusted = peers.trusted()
         self.metrics = metrics.load()
+        self.mounts = frozenset(routes.mounts(app))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a probe, or let the application answer."""
@@ -82,7 +83,7 @@ class Service:
             if event in _RESPONSES:
                 failed = message.get("status", 101) >= 400
                 if self.metrics or logs.JSON:
-                    routes.current.set(routes.of_scope(seen))
+                    routes.current.set(routes.of_scope(seen, self.mounts))
                 message["headers"] = [*message.get("headers", ()), header]
                 if message.get("status") == 405:
                     message["headers"] = [allow_head(*pair) for pair in message["headers"]]

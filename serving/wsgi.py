@@ -33,6 +33,7 @@ class Service:
         self.checks = health.Checks(checks or {})
         self.trusted = peers.trusted()
         self.metrics = metrics.load()
+        self.mounts = frozenset(routes.mounts(app))
         self.max_body = settings.size("MAX_BODY", 1024 * 1024)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -45,11 +46,12 @@ class Service:
         peers.request_id.set(identity)
         peers.trace_id.set(peers.trace_id_for(environ.get("HTTP_TRACEPARENT")))
         routes.current.set("")
+        script = environ.get("SCRIPT_NAME", "")
         measured = self.metrics.Request(environ["REQUEST_METHOD"]) if self.metrics else None
 
         def respond(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             if measured or logs.JSON:
-                routes.current.set(routes.of_environ(environ))
+                routes.current.set(routes.of_environ(environ, self.mounts, script))
             if measured:
                 measured.respond(status[:3], routes.current.get())
             return start_response(status, [*headers, ("X-Request-ID", identity)], *error)
