@@ -55,7 +55,8 @@ def test_no_migration_is_missing(tmp_path: Path) -> None:
 def test_https_on_redirects_and_secures_the_cookies(tmp_path: Path) -> None:
     """Plain HTTP is sent to HTTPS; behind a TLS proxy the form works with Secure cookies."""
     run(*MANAGE, "migrate", env=environ(tmp_path))
-    with Server(*GUNICORN, DJANGO_HTTPS="on", DATA_DIR=str(tmp_path)).wait() as server:
+    variables = {"DJANGO_HTTPS": "on", "DATA_DIR": str(tmp_path), "WEB_CONCURRENCY": "1"}
+    with Server(*GUNICORN, **variables).wait() as server:
         plain = httpx2.get(server.url + "/")
         assert (plain.status_code, plain.headers["location"][:8]) == (301, "https://")
         proxied = {"x-forwarded-proto": "https"}
@@ -166,6 +167,7 @@ def test_postgresql_serves_when_the_url_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "data/db.sqlite3").exists()
 
 
+@pytest.mark.slow
 def test_a_broken_manifest_is_no_mistake_of_every_page(tmp_path: Path) -> None:
     """A server that starts with half a staticfiles.json says so in /readyz, and answers pages with 503."""
     copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=HOUSEKEEPING)
