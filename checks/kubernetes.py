@@ -314,18 +314,18 @@ def problems(overlay: Overlay) -> Iterator[str]:
 
 @rule
 def probes(overlay: Overlay) -> Iterator[str]:
-    """A dependency that is away takes a pod out of its Service, and restarts nothing."""
+    """A pod starts with its dependencies. One that is away later takes no pod out, and restarts none."""
     for workload in overlay.servers:
         container = overlay.container_of(workload)
-        ready = "/livez" if container.is_proxy else "/readyz"
-        wanted = {"startupProbe": ready, "readinessProbe": ready, "livenessProbe": "/livez"}
+        started, ready = ("/livez",) * 2 if container.is_proxy else ("/readyz", "/readyz?once")
+        wanted = {"startupProbe": started, "readinessProbe": ready, "livenessProbe": "/livez"}
         for name, path in wanted.items():
             probe = workload.server.get(name, {})
             given = probe.get("httpGet", {}).get("path")
             place = workload.describe(f"{name}.httpGet.path={given}")
             if given != path:
                 yield f"{place}: must be {path}; change it to that"
-            elif path == "/readyz" and probe.get("timeoutSeconds", PROBE_TIMEOUT) <= health.CHECK_TIMEOUT:
+            elif path != "/livez" and probe.get("timeoutSeconds", PROBE_TIMEOUT) <= health.CHECK_TIMEOUT:
                 place = workload.describe(
                     f"{name}.timeoutSeconds={probe.get('timeoutSeconds', PROBE_TIMEOUT)}"
                 )

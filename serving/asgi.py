@@ -38,6 +38,7 @@ class Service:
         self.checks = health.AsyncChecks(checks or {})
         self.trusted = peers.trusted()
         self.metrics = metrics.load()
+        self.mounts = frozenset(routes.mounts(app))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a probe, or let the application answer."""
@@ -51,7 +52,7 @@ class Service:
                 if self.metrics:
                     self.metrics.write()
         if kind == "http" and scope["path"] in health.PATHS:
-            return await self.probe(scope["path"], scope["method"], send)
+            return await self.probe(scope, send)
         if not self.metrics:
             return await self.serve(scope, receive, send)
         self.metrics.loop.requests[kind] += 1
@@ -82,7 +83,7 @@ class Service:
             if event in _RESPONSES:
                 failed = message.get("status", 101) >= 400
                 if self.metrics or logs.JSON:
-                    routes.current.set(routes.of_scope(seen))
+                    routes.current.set(routes.of_scope(seen, self.mounts))
                 message["headers"] = [*message.get("headers", ()), header]
                 if message.get("status") == 405:
                     message["headers"] = [allow_head(*pair) for pair in message["headers"]]
@@ -172,11 +173,14 @@ class Service:
             self.metrics.queued(sent.decode("latin-1"))
         return peers.request_id_for(candidate)
 
-    async def probe(self, path: str, method: str, send: Send) -> None:
+    async def probe(self, scope: Scope, send: Send) -> None:
         """Answer /livez or /readyz."""
-        allowed = method in health.METHODS
-        failures = await self.checks.failures() if allowed and path == health.READY else {}
-        status, headers, body = health.answer(path, failures) if allowed else health.not_allowed()
+        if scope["method"] in health.METHODS:
+            path, query = scope["path"], scope["query_string"].decode("latin-1")
+            failures = await self.checks.failures() if path == health.READY else {}
+            status, headers, body = health.answer(path, failures, query)
+        else:
+            status, headers, body = health.not_allowed()
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers]
         await send({"type": "http.response.start", "status": status.value, "headers": encoded})
         await send({"type": "http.response.body", "body": body})

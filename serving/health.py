@@ -24,6 +24,8 @@ from serving import settings
 
 LIVE, READY = "/livez", "/readyz"
 PATHS = (LIVE, READY)
+# The query of READY for what distributes requests: see `answer`.
+ONCE = "once"
 METHODS = ("GET", "HEAD")
 
 # Seconds that `python -m serving.health` waits for one answer.
@@ -36,19 +38,30 @@ NO_ANSWER = f"no answer within {CHECK_TIMEOUT:g} s"
 
 logger = logging.getLogger(__name__)
 
-# One byte of anonymous memory. A forked worker shares it with its parent, so that the parent's
+# Two flags in anonymous memory. A forked worker shares them with its parent, so that the parent's
 # drain is visible in every worker without a file; a full disk cannot prevent a drain.
-_draining = mmap.mmap(-1, 1)
+_flags = mmap.mmap(-1, 2)
+_DRAINING, _WAS_READY = 0, 1
 
 
 def start_drain() -> None:
     """Answer /readyz with 503 from now on, in this process and in those that it forked."""
-    _draining[0] = 1
+    _flags[_DRAINING] = 1
 
 
 def draining() -> bool:
     """Whether this server is about to stop."""
-    return _draining[0] == 1
+    return _flags[_DRAINING] == 1
+
+
+def set_ready() -> None:
+    """From now on, /readyz?once answers 200 until the drain."""
+    _flags[_WAS_READY] = 1
+
+
+def was_ready() -> bool:
+    """Whether all checks have succeeded at the same time, in any worker of this server."""
+    return _flags[_WAS_READY] == 1
 
 
 def drain_seconds() -> int:
@@ -189,18 +202,28 @@ class AsyncChecks:
 Answer = tuple[HTTPStatus, list[tuple[str, str]], bytes]
 
 
-def answer(path: str, failures: Mapping[str, str]) -> Answer:
-    """Status, headers and JSON body of a probe; `failures` are the checks that failed, and why."""
+def answer(path: str, failures: Mapping[str, str], query: str = "") -> Answer:
+    """Status, headers and JSON body of a probe; `failures` are the checks that failed, and why.
+
+    The edge and Kubernetes ask /readyz?once: a server that was ready once gets requests until it
+    drains. Its replicas have the same dependencies. Without this query, one that is away would take
+    all of them out, and with them the requests that do not need it.
+    """
     failed = dict(failures)
+    if path == READY and not failed:
+        set_ready()
+    unready = bool(failed) and not (query == ONCE and was_ready())
     if path == READY and draining():
         failed["draining"] = "stopping"
-    body = json.dumps({"status": "unready" if failed else "ok", "failed": failed}).encode()
+        unready = True
+    state = "unready" if unready else "degraded" if failed else "ok"
+    body = json.dumps({"status": state, "failed": failed}).encode()
     headers = [
         ("Content-Type", "application/json"),
         ("Content-Length", str(len(body))),
         ("Cache-Control", "no-store"),
     ]
-    return HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK, headers, body
+    return HTTPStatus.SERVICE_UNAVAILABLE if unready else HTTPStatus.OK, headers, body
 
 
 def not_allowed() -> Answer:

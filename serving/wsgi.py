@@ -33,23 +33,25 @@ class Service:
         self.checks = health.Checks(checks or {})
         self.trusted = peers.trusted()
         self.metrics = metrics.load()
+        self.mounts = frozenset(routes.mounts(app))
         self.max_body = settings.size("MAX_BODY", 1024 * 1024)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a probe, or let the application answer."""
         # Before the application: a probe's Host header is an address that it may refuse.
         if environ["PATH_INFO"] in health.PATHS:
-            return self.probe(environ["PATH_INFO"], environ["REQUEST_METHOD"], start_response)
+            return self.probe(environ, start_response)
         identity = self.identify(environ)
         environ["HTTP_X_REQUEST_ID"] = identity
         peers.request_id.set(identity)
         peers.trace_id.set(peers.trace_id_for(environ.get("HTTP_TRACEPARENT")))
         routes.current.set("")
+        script = environ.get("SCRIPT_NAME", "")
         measured = self.metrics.Request(environ["REQUEST_METHOD"]) if self.metrics else None
 
         def respond(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             if measured or logs.JSON:
-                routes.current.set(routes.of_environ(environ))
+                routes.current.set(routes.of_environ(environ, self.mounts, script))
             if measured:
                 measured.respond(status[:3], routes.current.get())
             return start_response(status, [*headers, ("X-Request-ID", identity)], *error)
@@ -123,11 +125,14 @@ class Service:
             self.metrics.queued(sent)
         return peers.request_id_for(environ.get("HTTP_X_REQUEST_ID"))
 
-    def probe(self, path: str, method: str, start_response: StartResponse) -> Iterable[bytes]:
+    def probe(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer /livez or /readyz."""
-        allowed = method in health.METHODS
-        failures = self.checks.failures() if allowed and path == health.READY else {}
-        status, headers, body = health.answer(path, failures) if allowed else health.not_allowed()
+        if environ["REQUEST_METHOD"] in health.METHODS:
+            path, query = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
+            failures = self.checks.failures() if path == health.READY else {}
+            status, headers, body = health.answer(path, failures, query)
+        else:
+            status, headers, body = health.not_allowed()
         start_response(f"{status.value} {status.phrase}", headers)
         return [body]
 

@@ -46,7 +46,11 @@ STUCK, STUCK_PAUSE = 0.1, 0.25
 SHOW = 0.1
 
 # What a probe's first line starts with, and its path. Its request is short, and arrives as a whole.
-PROBES = {f"{method} {path} ".encode(): path for method in ("GET", "HEAD") for path in health.PATHS}
+PROBES = {
+    f"{method} {target} ".encode(): target.partition("?")[0]
+    for method in ("GET", "HEAD")
+    for target in (*health.PATHS, f"{health.READY}?{health.ONCE}")
+}
 PROBE_BYTES = 4096
 
 internals.require(gthread, "DEFAULT_WORKER_DATA_TIMEOUT", "TConn", "ThreadWorker")

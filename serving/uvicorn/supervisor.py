@@ -47,8 +47,9 @@ PAUSE, LONGEST_PAUSE = 1, 30
 # Seconds between two log lines about missing file descriptors.
 REMINDER = 60
 
-# What the parent process sends to a worker. The worker answers a ping and nothing else.
-PING, DRAIN = b"ping", b"drain"
+# What the parent process sends to a worker: DRAIN, or a ping, which is whether a worker of this server
+# was ready once. The worker answers a ping with whether it serves and whether it was ready.
+DRAIN = b"drain"
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -194,15 +195,18 @@ class WatchedProcess(Process):
     @override
     def pong(self) -> None:
         """In the worker: answer one ping, through the event loop once it runs."""
-        if self.child_conn.recv() == DRAIN:
+        message = self.child_conn.recv()
+        if message == DRAIN:
             health.start_drain()
             return
+        if message:
+            health.set_ready()
         if self.server.loop is not None:
             answered = threading.Event()
             with suppress(RuntimeError):  # the loop is closed: the worker is about to end
                 self.server.loop.call_soon_threadsafe(answered.set)
                 answered.wait()
-        self.child_conn.send(self.server.started)
+        self.child_conn.send((self.server.started, health.was_ready()))
 
     def drain(self) -> None:
         """In the parent: make the worker unready."""
@@ -216,10 +220,12 @@ class WatchedProcess(Process):
         """
         try:
             if self.silent and self.parent_conn.poll():
-                self.ready = self.parent_conn.recv()
+                self.ready, was_ready = self.parent_conn.recv()
                 self.silent = 0
+                if was_ready:
+                    health.set_ready()
             if not self.silent:
-                self.parent_conn.send(PING)
+                self.parent_conn.send(health.was_ready())
         except (OSError, EOFError):
             return False
         self.silent += 1

@@ -172,6 +172,13 @@ def test_readiness_is_not_public(browser: Browser, plain: httpx2.Client, service
 
 
 @pytest.mark.parametrize("service", PAGES)
+def test_metrics_are_not_public(browser: Browser, plain: httpx2.Client, service: str) -> None:
+    """They are on a port of their own, which the edge does not forward to."""
+    assert browser.ask(service, "/metrics").status_code == 404
+    assert plain.get(browser.stack.urls[service] + "/metrics").status_code == 404
+
+
+@pytest.mark.parametrize("service", PAGES)
 def test_a_page_may_load_its_own_stylesheet(browser: Browser, service: str) -> None:
     """The default policy of each service allows what comes from its own origin, and no framing."""
     policy = browser.ask(service).headers["content-security-policy"]

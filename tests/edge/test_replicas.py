@@ -26,7 +26,7 @@ import http.server, json, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = self.rfile.read(int(self.headers.get("content-length", 0))).decode()
-        if self.path != "/readyz":
+        if not self.path.startswith("/readyz"):
             print(self.command, self.path, flush=True)
             if sys.argv[1] == "hangs up":
                 return

@@ -391,11 +391,28 @@ def everything_killed(stack: Containers, service: str, _: Load) -> None:
         poll(lambda name=name: stack.inspect(name, "{{.State.Pid}}") not in (before[name], "0"), PATIENCE)
 
 
+@contextmanager
+def nothing_else_fails(stack: Containers, service: str, load: Load) -> Iterator[None]:
+    """For ten seconds after the first request that got 503: what needs no database goes on at the edge."""
+    url = load.url
+    style = re.search(r'href="(/static/[^"]+[.]css)"', httpx2.get(url, trust_env=False).text)[1]
+    yield
+    # The first requests may wait for the database until it is known to be away.
+    poll(load.refused, PATIENCE)
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        for path, status in (("/livez", 200), (style, 200), ("/", 503)):
+            answer = httpx2.get(url + path, trust_env=False, timeout=2)
+            assert answer.status_code == status, (path, answer.text)
+        time.sleep(0.2)
+    assert stack.health(service) == "healthy"
+
+
 def postgresql_away(stack: Containers, service: str, load: Load) -> float:
     """PostgreSQL ends as in a crash, and starts again ten seconds later."""
-    stack.database.stop(signal.SIGQUIT)
     try:
-        time.sleep(10)
+        with nothing_else_fails(stack, service, load):
+            stack.database.stop(signal.SIGQUIT)
     finally:
         stack.database.start()
     return time.monotonic()
@@ -427,18 +444,10 @@ def no_connection_left(stack: Containers, service: str, load: Load) -> float:
 
 def database_hung(stack: Containers, service: str, load: Load) -> float:
     """Connections to PostgreSQL are accepted and never answered: a process in between stands still."""
-    url = stack.direct(service)
-    styles = re.search(r'href="(/static/[^"]+[.]css)"', httpx2.get(url, trust_env=False).text)[1]
-    pause(stack.container("relay"))
     try:
-        # Django gives up on what it has, and the edge on a request that it held.
-        while not load.refused():
-            for path in ("/livez", styles):
-                # /livez may wait once, for a /readyz that waits for the database.
-                assert httpx2.get(url + path, trust_env=False, timeout=4).status_code == 200
-            time.sleep(0.5)
+        with nothing_else_fails(stack, service, load):
+            pause(stack.container("relay"))
         assert "not ready: database: no answer within" in stack.log(service)
-        assert stack.health(service) == "healthy"
     finally:
         run("docker", "unpause", stack.container("relay"))
     return time.monotonic()

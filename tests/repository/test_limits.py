@@ -17,7 +17,7 @@ SLOW = """
 import http.server, time
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        if self.path != "/readyz":
+        if not self.path.startswith("/readyz"):
             time.sleep(float(self.path.rpartition("-")[2]))
         self.send_response(200)
         self.end_headers()

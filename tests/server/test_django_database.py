@@ -1,6 +1,7 @@
 """Django with a real PostgreSQL that stops answering in the middle."""
 
 import os
+import re
 import sys
 import threading
 import time
@@ -41,7 +42,10 @@ def ask(server: Server, path: str, timeout: float) -> int:
 def test_a_database_that_stops_answering_takes_only_the_threads_that_ask_it(
     postgres: Postgres, tmp_path: Path
 ) -> None:
-    """/livez and a page without a query go on, /readyz says 503; all of it is well again afterwards."""
+    """/livez and a page without a query go on, /readyz says 503; all of it is well again afterwards.
+
+    The server still gets requests.
+    """
     environ = {"DATABASE_URL": postgres.url, "DATA_DIR": str(tmp_path)}
     with Server(*COMMAND, **environ).wait("/readyz") as server:
         for _ in range(4):
@@ -55,6 +59,7 @@ def test_a_database_that_stops_answering_takes_only_the_threads_that_ask_it(
             poll(lambda: "not ready: database: no answer within 3 s" in server.log(), 6, server.log)
             for _ in range(5):
                 assert ask(server, "/readyz", 2) == 503
+                assert ask(server, "/readyz?once", 2) == 200
                 assert ask(server, "/livez", 2) == 200
                 assert ask(server, "/missing", 2) == 404
         for thread in waiting:
@@ -94,6 +99,42 @@ def test_a_hung_database_costs_a_503_and_no_thread(postgres: Postgres, tmp_path:
                 assert ask(server, "/livez", 2) == 200
         poll(lambda: ask(server, "/readyz", 5) == 200, 10, server.log)
         assert {ask(server, "/", 5) for _ in range(6)} == {200}
+
+
+def test_without_a_check_one_request_at_a_time_asks_a_hung_database(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """As in Docker Swarm: the others get their 503 immediately, and static files go on; it recovers."""
+    environ = {"DATABASE_URL": postgres.url, "DATA_DIR": str(tmp_path)}
+    with Server(*COMMAND, "--threads", "4", **environ).wait("/readyz") as server:
+        page = httpx2.get(server.url, trust_env=False).text
+        style = re.search(r'href="(/static/\S+\.css)"', page)[1]
+        with postgres.paused():
+            assert ask(server, "/", 7) == 503
+            done = threading.Event()
+            waited: list[float] = []
+
+            def visit() -> None:
+                while not done.wait(0.02):
+                    begun = time.monotonic()
+                    assert ask(server, "/", 10) == 503
+                    waited.append(time.monotonic() - begun)
+
+            visitors = [threading.Thread(target=visit) for _ in range(6)]
+            for visitor in visitors:
+                visitor.start()
+            try:
+                for _ in range(40):
+                    assert ask(server, style, 1) == 200
+                    time.sleep(0.2)
+            finally:
+                done.set()
+                for visitor in visitors:
+                    visitor.join()
+            # A connection takes 5 s to fail, and there is a pause of 2 s before the next one.
+            assert 1 <= sum(seconds > 1 for seconds in waited) <= 3, waited
+        poll(lambda: ask(server, "/", 5) == 200, 5, server.log)
+        poll(lambda: {ask(server, "/", 5) for _ in range(6)} == {200}, 5, server.log)
 
 
 def in_django(code: str, expect: int, **environ: str) -> str:

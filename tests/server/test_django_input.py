@@ -46,6 +46,14 @@ def test_a_suspicious_request_is_one_warning(
         assert all(f"[{answer.headers['x-request-id']}]" in line for line in said.splitlines())
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory whose database has the application's tables."""
+    folder = tmp_path_factory.mktemp("data")
+    run(sys.executable, "-m", "wsgi_app.django_site", "migrate", env=os.environ | {"DATA_DIR": str(folder)})
+    return folder
+
+
 @pytest.mark.parametrize(
     ("trusted", "origin", "status"),
     [
@@ -56,10 +64,9 @@ def test_a_suspicious_request_is_one_warning(
         ("https://app.example.com", "http://app.example.com", 403),
     ],
 )
-def test_a_form_of_a_page_under_another_name(trusted: str, origin: str, status: int, tmp_path: Path) -> None:
+def test_a_form_of_a_page_under_another_name(trusted: str, origin: str, status: int, data: Path) -> None:
     """Behind a proxy that rewrites Host, the origin of a page is not the host that Django sees."""
-    environ = {"DATA_DIR": str(tmp_path), "DJANGO_CSRF_TRUSTED_ORIGINS": trusted}
-    run(sys.executable, "-m", "wsgi_app.django_site", "migrate", env=os.environ | environ)
+    environ = {"DATA_DIR": str(data), "DJANGO_CSRF_TRUSTED_ORIGINS": trusted}
     token = "x" * 32
     form = {"author": "A", "message": "B", "csrfmiddlewaretoken": token}
     with Server(*COMMAND, **environ).wait() as server:
@@ -95,7 +102,7 @@ def test_a_hung_database_makes_it_unready_and_takes_no_thread(tmp_path: Path) ->
         url = f"postgres://user:password@127.0.0.1:{hung.getsockname()[1]}/name"
         environ = {"DATABASE_URL": url, "DATA_DIR": str(tmp_path)}
         with Server(*COMMAND, **environ).wait() as server:
-            for number in range(20):
+            for number in range(8):
                 answer = httpx2.get(server.url + "/readyz", trust_env=False, timeout=4)
                 assert answer.status_code == 503
                 failed = answer.json()["failed"]

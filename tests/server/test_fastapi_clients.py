@@ -138,6 +138,7 @@ def test_head_does_not_hide_a_wrong_method(server: Server) -> None:
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
+@pytest.mark.slow
 def test_missing_file_descriptors_have_one_log_line() -> None:
     """With a limit of 100: surplus connections are closed, CPU time is not burnt, the line is clear."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

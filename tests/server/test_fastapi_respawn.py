@@ -35,9 +35,30 @@ async def app(scope, receive, send):
 """
 
 
-def start(directory: Path) -> Server:
+# The same with a check instead.
+CHECKED = """
+import os, pathlib
+from serving.asgi import Service
+
+async def dependency():
+    pathlib.Path("dependency").stat()
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        for event in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{event}.complete"})
+    else:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"%d" % os.getpid()})
+
+app = Service(app, checks={"dependency": dependency})
+"""
+
+
+def start(directory: Path, code: str = NEEDY) -> Server:
     """The application with two workers."""
-    (directory / "needy.py").write_text(NEEDY)
+    (directory / "needy.py").write_text(code)
     flags = ("needy:app", "--workers", "2", "--lifespan", "on", "--timeout-worker-healthcheck", "30")
     flags += ("--log-config", str(ROOT / "serving/logging.json"))
     return Server("serving.uvicorn", *flags, cwd=directory, HOST="127.0.0.1", PYTHONPATH=str(ROOT))
@@ -152,3 +173,25 @@ def test_a_worker_that_cannot_import_the_application_logs_one_line_of_json(tmp_p
         assert server.exit_code(60) == 3, server.log()
         events = [json.loads(line) for line in server.log().splitlines()]
         assert any("ValueError: intended" in event.get("exception", "") for event in events), server.log()
+
+
+def statuses(server: Server, path: str) -> set[int]:
+    """What the workers answer."""
+    with httpx2.Client(trust_env=False, headers={"connection": "close"}) as client:
+        return {client.get(server.url + path).status_code for _ in range(30)}
+
+
+def test_every_worker_knows_that_the_server_was_ready_once(tmp_path: Path) -> None:
+    """Also one that was never asked before, and one that started while the dependency was away."""
+    (tmp_path / "dependency").touch()
+    with start(tmp_path, CHECKED) as server:
+        server.wait("/")
+        poll(lambda: len(pids(server)) == 2, log=server.log)
+        assert httpx2.get(server.url + "/readyz", trust_env=False).status_code == 200
+        (tmp_path / "dependency").unlink()
+        poll(lambda: statuses(server, "/readyz") == {503}, log=server.log)
+        poll(lambda: statuses(server, "/readyz?once") == {200}, 5, log=server.log)
+        victim = pids(server).pop()
+        os.kill(victim, signal.SIGKILL)
+        poll(lambda: len(pids(server) - {victim}) == 2, 30, log=server.log)
+        poll(lambda: statuses(server, "/readyz?once") == {200}, 5, log=server.log)

@@ -104,6 +104,7 @@ def test_nothing_is_unpacked(stack: Containers) -> None:
         assert closing(client) == 1002
 
 
+@pytest.mark.slow
 def test_a_dead_peer_is_let_go() -> None:
     """Who answers no ping is closed with 1011, and its socket freed; who answers stays."""
     environ = {"WEB_CONCURRENCY": "1", "UVICORN_WS_PING_INTERVAL": "1", "UVICORN_WS_PING_TIMEOUT": "1"}

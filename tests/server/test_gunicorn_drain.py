@@ -29,6 +29,8 @@ COMMANDS = {
     "without preload": ("app",),
     "fastapi-hybrid": ("--worker-class", "serving.uvicorn.worker.Worker", "asgi_app.main:app"),
 }
+# What the images run is enough for `make test`.
+SLOW = dict.fromkeys(("sync", "stock gthread", "without preload"), pytest.mark.slow)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def ready(server: Server) -> int:
     return httpx2.get(server.url + "/readyz", trust_env=False, timeout=5).status_code
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in COMMANDS])
 def test_sigterm_drains(name: str, folder: str) -> None:
     """Unready and alive for DRAIN_SECONDS, answering new requests; then exit 0."""
     with start(folder, name) as server:
@@ -77,10 +79,10 @@ def test_sigterm_drains(name: str, folder: str) -> None:
 
 def test_a_request_of_the_drain_is_finished(folder: str) -> None:
     """It began before the stop and ends after it."""
-    with start(folder, seconds="4") as server:
+    with start(folder, seconds="2") as server:
         server.process.send_signal(signal.SIGTERM)
         poll(lambda: ready(server) == 503, log=server.log)
-        assert httpx2.get(server.url + "/?5", trust_env=False, timeout=10).status_code == 200
+        assert httpx2.get(server.url + "/?3", trust_env=False, timeout=10).status_code == 200
         assert server.exit_code() == 0
 
 
@@ -133,6 +135,7 @@ def test_sighup_does_not_drain(folder: str) -> None:
         assert time.monotonic() - begun < 5
 
 
+@pytest.mark.slow
 def test_a_drain_needs_no_file(folder: str, tmp_path: Path) -> None:
     """A full or missing /tmp cannot prevent it: nothing is written anywhere."""
     with start(folder, TMPDIR=str(tmp_path / "missing"), HOME="/nonexistent", seconds="4") as server:

@@ -51,6 +51,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.slow
 def test_running_out_of_open_files_is_survived_and_logged_once(folder: Path) -> None:
     """The surplus waits, the worker lives and does not spin, one line names the limit; later it serves."""
     with Server("serving.gunicorn", "app", PYTHONPATH=str(folder), WEB_CONCURRENCY="1") as server:
@@ -71,6 +72,7 @@ def test_running_out_of_open_files_is_survived_and_logged_once(folder: Path) -> 
         assert "Traceback" not in server.log()
 
 
+@pytest.mark.slow
 def test_a_full_worker_does_not_spin(folder: Path) -> None:
     """With as many connections as it may have, it waits for one to end."""
     flags = ("--worker-connections", "20", "--workers", "1")

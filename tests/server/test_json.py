@@ -16,7 +16,7 @@ MEBIBYTE = 1024 * 1024
 @pytest.fixture(scope="module", params=JSON)
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """Each of the services, without a proxy before it."""
-    with Server(*PROGRAMS[request.param]).wait() as running:
+    with Server(*PROGRAMS[request.param], WEB_CONCURRENCY="1").wait() as running:
         yield running
 
 

@@ -152,6 +152,7 @@ def test_only_a_trusted_proxy_tells_when_a_request_was_sent(name: str, folder: P
         assert server.scrape().total(f"{QUEUED}_count") == 0
 
 
+@pytest.mark.slow
 def test_the_exporter_answers_while_every_thread_is_busy(folder: Path) -> None:
     """It shows so, and that others wait."""
     with start(folder, "gunicorn", "--threads", "2") as server, holding(server, "/?20", 4):

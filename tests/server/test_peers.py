@@ -25,7 +25,7 @@ FORGED = {
 @pytest.mark.parametrize("app", APPS)
 def test_a_trusted_proxy_names_the_client(app: str) -> None:
     """The right-most address that is no proxy counts; what the client wrote before it does not."""
-    with Server(*APPS[app], FORWARDED_ALLOW_IPS="127.0.0.1,10.0.0.0/8").wait() as server:
+    with Server(*APPS[app], WEB_CONCURRENCY="1", FORWARDED_ALLOW_IPS="127.0.0.1,10.0.0.0/8").wait() as server:
         for header, client in {
             "203.0.113.7": "203.0.113.7",
             "6.6.6.6, 203.0.113.7": "203.0.113.7",
@@ -45,7 +45,7 @@ def test_a_trusted_proxy_names_the_client(app: str) -> None:
 @pytest.mark.parametrize("app", APPS)
 def test_a_request_id_is_kept_only_when_a_trusted_proxy_sent_a_well_formed_one(app: str) -> None:
     """Anything else is replaced, so that no log line can be forged through it."""
-    with Server(*APPS[app]).wait() as server:
+    with Server(*APPS[app], WEB_CONCURRENCY="1").wait() as server:
         kept = httpx2.get(server.url, headers={"x-request-id": "proxy-4711.a_b"})
         assert kept.headers.get_list("x-request-id") == ["proxy-4711.a_b"]
         poll(lambda: "[proxy-4711.a_b]" in server.log(), log=server.log)
@@ -64,7 +64,7 @@ def test_a_request_id_is_kept_only_when_a_trusted_proxy_sent_a_well_formed_one(a
 @pytest.mark.parametrize("app", APPS)
 def test_a_stranger_gains_nothing_by_forwarded_headers(app: str) -> None:
     """Without trust in the peer every forwarded header is as if it had not been sent."""
-    with Server(*APPS[app], FORWARDED_ALLOW_IPS="192.0.2.1").wait() as server:
+    with Server(*APPS[app], WEB_CONCURRENCY="1", FORWARDED_ALLOW_IPS="192.0.2.1").wait() as server:
         answer = httpx2.get(server.url, headers=FORGED)
         assert answer.json()["client"] == "127.0.0.1"
         assert answer.json()["scheme"] == "http"

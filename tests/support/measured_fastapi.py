@@ -57,4 +57,5 @@ async def socket(connection: WebSocket) -> None:
 outer.include_router(inner)
 api.include_router(outer, prefix="/outer")
 api.mount("/mounted", mounted)
+api.mount("/tenants/{name}", mounted)
 app = Service(api)

@@ -1,6 +1,7 @@
 """Checks of dependencies: one at a time, bounded, with a result that is used again for a moment."""
 
 import asyncio
+import json
 import sys
 import threading
 import time
@@ -94,7 +95,7 @@ def test_a_probe_does_not_wait_again_while_the_dependency_stays_hung() -> None:
     checks = health.Checks({"database": slow})
     assert checks.failures() == {"database": health.NO_ANSWER}
     slowest = 0.0
-    for _ in range(40):
+    for _ in range(24):  # two calls and their pauses
         start = time.monotonic()
         assert checks.failures()
         slowest = max(slowest, time.monotonic() - start)
@@ -152,6 +153,25 @@ def test_the_event_loop_gives_up_a_hung_check() -> None:
     asyncio.run(probes())
 
 
+def status(failures: dict[str, str], query: str = "once") -> tuple[int, str]:
+    """Status and state that /readyz answers."""
+    code, _, body = health.answer("/readyz", failures, query)
+    return code, json.loads(body)["status"]
+
+
+def test_a_dependency_that_goes_away_takes_no_server_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not ready before the first success, degraded afterwards, unready in a drain; /readyz is strict."""
+    monkeypatch.setattr(health, "_flags", bytearray(2))
+    away = {"database": "OSError"}
+    assert status(away) == (503, "unready")
+    assert status({}, "") == (200, "ok")
+    assert status(away) == (200, "degraded")
+    assert status(away, "") == (503, "unready")
+    assert status({}) == (200, "ok")
+    health.start_drain()
+    assert status({}) == (503, "unready")
+
+
 FORK = """
 import os
 from serving import health
@@ -159,7 +179,7 @@ read, write = os.pipe()
 child = os.fork()
 if child == 0:  # a worker
     os.read(read, 1)
-    os._exit(7 if health.draining() else 8)
+    os._exit(7 if health.draining() and health.was_ready() else 8)
 assert health.answer("/readyz", {})[0] == 200
 health.start_drain()
 os.write(write, b"x")
@@ -168,8 +188,8 @@ print(*health.answer("/readyz", {}))
 """
 
 
-def test_a_drain_is_seen_by_forked_workers() -> None:
-    """The flag is one byte of shared memory: no file, no folder to write to."""
+def test_a_drain_and_readiness_are_seen_by_forked_workers() -> None:
+    """The flags are bytes of shared memory: no file, no folder to write to."""
     flags, ready = run(sys.executable, "-c", FORK).splitlines()
     assert flags == "7 200"
     assert ready.startswith("503 ")

@@ -47,8 +47,12 @@ def server_error(request: HttpRequest) -> HttpResponse:
     """503 where a database or the static files are away, because that passes; 500 for everything else."""
     if not isinstance(sys.exception(), (InterfaceError, OperationalError)) and has_manifest():
         return defaults.server_error(request)
-    content, headers = "<h1>Service Unavailable</h1>", {"Retry-After": "5"}
-    return HttpResponse(content, status=503, headers=headers)
+    return unavailable()
+
+
+def unavailable() -> HttpResponse:
+    """503, for what passes."""
+    return HttpResponse("<h1>Service Unavailable</h1>", status=503, headers={"Retry-After": "5"})
 
 
 def has_manifest() -> bool:

@@ -1,6 +1,8 @@
 """The backend, under the name that Django looks for."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +10,10 @@ import psycopg
 from django.db.backends.postgresql import base
 
 from wsgi_app.django_site.postgresql import limits
+
+
+class NoConnectionError(psycopg.OperationalError, limits.AwayError):
+    """What middleware.database_away answers, in the form that Django knows."""
 
 
 class Connection(psycopg.Connection[Any]):
@@ -43,17 +49,31 @@ class DatabaseWrapper(base.DatabaseWrapper):
                 raise psycopg.OperationalError("no answer in time, and no time to connect again")
             seconds = min(int(conn_params["connect_timeout"]), max(1, round(limit)))
             conn_params = conn_params | {"connect_timeout": seconds}
-        return super().get_new_connection(conn_params)
+        with as_no_connection(), limits.ask():
+            return super().get_new_connection(conn_params)
 
     def is_usable(self) -> bool:
         """Whether an open connection answers. Django asks before a request uses it."""
-        with limits.within(limits.USABLE_SECONDS):
-            return bool(super().is_usable())
+        if self.connection is None or self.connection.closed:
+            return False
+        try:
+            with limits.ask(), limits.within(limits.USABLE_SECONDS):
+                self.connection.execute("SELECT 1")
+        except (limits.AwayError, psycopg.Error):
+            return False
+        return True
 
 
 def seconds_to_wait() -> float | None:
     """limits.patience() with an exception that Django knows."""
-    try:
+    with as_no_connection():
         return limits.patience()
-    except limits.RefusedError as error:
-        raise psycopg.OperationalError(str(error)) from error
+
+
+@contextmanager
+def as_no_connection() -> Iterator[None]:
+    """Raise a NoConnectionError where the request is refused or the connection fails."""
+    try:
+        yield
+    except (limits.AwayError, psycopg.OperationalError) as error:
+        raise NoConnectionError(str(error)) from error
