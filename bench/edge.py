@@ -45,6 +45,7 @@ WAYS = (
     Way(EDGE, "edge", "caddy"),
     Way(YARDSTICK, "short", "caddy"),
     Way("short Caddyfile and log", "logging", "caddy"),
+    Way(f"{EDGE} without a log", "quiet", "caddy"),
 )
 # Left out of a quick run.
 MORE_WAYS = (
@@ -85,6 +86,13 @@ CADDY = """
     ports: !reset []
     volumes: !reset []
     healthcheck: {{test: [CMD, wget, -q, -Y, "off", -O, "-", "http://127.0.0.1:8002/livez"]}}
+"""
+QUIET = """
+  quiet:
+    extends: {{file: {root}/docker-compose.yml, service: edge}}
+    environment: {{EDGE_ACCESS_LOG: "off"}}
+    ports: !reset []
+    volumes: !reset []
 """
 # The same limits for the others.
 OTHER = """
@@ -167,7 +175,7 @@ def running(services: str, *names: str) -> Iterator[Stack]:
 
 def proxies(ways: tuple[Way, ...]) -> str:
     """The definitions of the proxies on these ways besides our edge."""
-    found = ""
+    found = QUIET.format(root=ROOT)
     for name, added in {"short": "", "logging": "\n\tlog"}.items():
         sites = (SHORT.format(port=PORTS[it], service=it, added=added, tls=TLS_PORT) for it in PORTS)
         found += CADDY.format(name=name, root=ROOT, text=json.dumps("".join(sites)))

@@ -138,6 +138,7 @@ proxies = each(
     "addresses or networks such as 10.0.0.0/8, separated by blanks", "private_ranges".__eq__, is_network
 )
 transfer_time = must_be("a time from 1s to 365d in s, m, h or d, such as 30m or 24h", is_transfer_time)
+on_or_off = matching("on or off", "on|off")
 metrics_port = must_be(
     "a whole number from 1 to 65535, but not 8000, on which the servers listen",
     lambda value: value.isascii() and value.isdigit() and 1 <= int(value) <= 65535 and value != "8000",
@@ -175,6 +176,7 @@ VARIABLES: dict[str, tuple[Check, str]] = {
     "MAX_BODY": (lambda name: settings.size(name, 0), "1MiB"),
     "DRAIN_SECONDS": (lambda _: settings.drain_seconds(), "2"),
     "EDGE_TRANSFER_TIMEOUT": (transfer_time, "24h"),
+    "EDGE_ACCESS_LOG": (on_or_off, "on"),
     "LOG_FORMAT": (lambda name: settings.choice(name, ("plain", "json"), "plain"), "plain"),
     "METRICS": (lambda name: settings.flag(name), "off"),
     "METRICS_PORT": (metrics_port, "9000"),

@@ -1,4 +1,4 @@
-"""Variables that change where the edge answers: the names of a service, and the address of the machine."""
+"""Variables of the edge: the names of a service, the address of the machine, no access log."""
 
 import json
 import secrets
@@ -31,9 +31,9 @@ connection.getresponse()
 
 @pytest.fixture(scope="module")
 def shop(engine: None) -> Iterator[Containers]:
-    """One service with these names; the edge on every address of this machine."""
+    """One service with these names; the edge on every address of this machine, without an access log."""
     names = {f"{SERVICE.upper()}_HOST": " ".join(NAMES)}
-    yield from up_until_teardown(Containers(EDGE_ADDRESS="", **names), SERVICE)
+    yield from up_until_teardown(Containers(EDGE_ADDRESS="", EDGE_ACCESS_LOG="off", **names), SERVICE)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,3 +84,14 @@ def test_the_client_s_ipv6_address_reaches_the_application(shop: Containers) -> 
     finally:
         run("docker", "network", "disconnect", network, edge, expect=None)
         run("docker", "network", "rm", network)
+
+
+def test_an_edge_without_an_access_log_is_silent(shop: Containers) -> None:
+    """The application's line of the same request has come when the edge's log is read."""
+    url = f"https://127.0.0.1:{shop.ports['EDGE_HTTPS_PORT']}/quiet"
+    with Browser(shop) as browser:
+        browser.get(url, headers={"host": NAMES[0]}, extensions={"sni_hostname": NAMES[0]})
+    poll(lambda: "/quiet" in shop.log(SERVICE), log=lambda: shop.log(SERVICE))
+    log = shop.log("edge")
+    assert "serving initial configuration" in log
+    assert "handled request" not in log
