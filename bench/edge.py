@@ -21,7 +21,7 @@ from bench.load import CONNECTIONS, load, say, spread
 from bench.modes import ROOT
 
 # Many short turns, because a slow moment of the machine then affects every way alike.
-ROUNDS, SECONDS = 12, 2
+ROUNDS, SECONDS = 8, 2
 # Service -> the port on which every proxy serves it over plain HTTP.
 PORTS = {"flask": 8002, "fastapi": 8003}
 TLS_PORT = 8443

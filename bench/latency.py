@@ -28,6 +28,7 @@ INTERVAL, STAGGER = 0.1, 1
 # Mode -> the application of bench/apps.py that is the same and has slow requests.
 APPS = {
     "flask gthread": "flask",
+    "flask gthread, stock worker": "flask",
     "gunicorn --workers 4": "flask",
     "django gthread": "django",
     "django: gunicorn --workers 4": "django",
@@ -35,9 +36,11 @@ APPS = {
     "fastapi hybrid": "fastapi",
     "uvicorn --workers 4": "fastapi",
 }
+# Flags of those that are no mode of modes.toml.
+FLAGS = {"flask gthread, stock worker": ("--worker-class", "gthread")}
 # Servers that close the connection after each response.
 CLOSING = ("gunicorn --workers 4", "django: gunicorn --workers 4")
-ROUNDS, SECONDS = 5, 2.0
+ROUNDS, SECONDS = 4, 2.0
 
 
 def at_rate(url: str, rate: float, seconds: float, *, closing: bool = False) -> list[float]:
@@ -133,10 +136,12 @@ def run(quick: bool) -> dict[str, Any]:
     with ExitStack() as running:
         servers = {}
         for name, app in [*APPS.items()][:: 3 if quick else 1]:
-            mode = next(mode for mode in MODES if mode.name == name)
+            mode = next(mode for mode in MODES if mode.name == name.partition(",")[0])
             command = mode.command.replace("{app}", f"bench.apps:{app}")
             if command == mode.command:  # names no application
                 command += f" bench.apps:{app}"
             # Each command with the log that it ships with.
-            servers[name] = running.enter_context(replace(mode, command=command).running(equal=False))
+            servers[name] = running.enter_context(
+                replace(mode, command=command).running(*FLAGS.get(name, ()), equal=False)
+            )
         return measure(servers, *((1, 1.0) if quick else (ROUNDS, SECONDS)))

@@ -14,7 +14,7 @@ from bench.modes import MODES, ROOT, Mode
 CPUS = os.cpu_count() or 1
 FORMULAS = {"n": CPUS, "n+1": CPUS + 1, "2n": 2 * CPUS, "2n+1": 2 * CPUS + 1, "4n+1": 4 * CPUS + 1}
 THREADS = (3, 6, 12)
-ROUNDS, SECONDS = 4, 1.0
+ROUNDS, SECONDS = 3, 1.0
 WORKERS_TO_WEIGH = (1, 2, 4, 8)
 
 # Setting -> what is appended to gunicorn.conf.py to get it.

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import mmap
 import os
+import select
 import shlex
 import signal
 import sys
@@ -52,7 +53,8 @@ port = settings.integer("PORT", 8000, minimum=0, maximum=65535)
 size = sizing.workers()
 workers = size.workers
 
-worker_class = "serving.gunicorn.worker.Worker"
+# macOS has no epoll: for development there, the stock worker.
+worker_class = "serving.gunicorn.worker.Worker" if hasattr(select, "epoll") else "gthread"
 
 flags = [*sys.argv, *shlex.split(os.environ.get("GUNICORN_CMD_ARGS", ""))]
 preload_app = settings.flag("PRELOAD", default=True) and "--reload" not in flags

@@ -1,11 +1,18 @@
-"""Gunicorn's `gthread` worker without some of its gaps (27.0, gunicorn/workers/gthread.py).
+"""Gunicorn's `gthread` worker whose threads wait for requests themselves (27.0, gunicorn/workers/gthread.py).
+
+In the stock worker the main thread waits for all connections, hands each request to a pool of
+threads, and takes the connection back. Each of these steps needs the interpreter's lock, which busy
+threads hold: requests wait for it although a thread is free. Here all threads wait for the same set
+of connections (epoll), and the kernel gives each request to one of them. The main thread accepts
+connections, closes idle ones and tells the arbiter that the worker lives. docs/choosing.md has the
+figures.
 
 - It accepts no more connections at a time than it has threads, so that a burst is shared: a
   connection that is kept open stays with the worker that accepted it, and one worker often took
   all of a proxy's connections.
 - While all its threads are stuck, it leaves new connections to workers that have a free one.
-- A new connection that is silent holds no thread; the stock worker gives it one for 5 s. Proxies
-  and browsers open connections before they need them.
+- A connection that is silent holds no thread; the stock worker gives a new one a thread for 5 s.
+  Proxies and browsers open connections before they need them.
 - Each probe has a thread of its own, so that /livez answers while all others wait for a dependency.
 - When no more files can be opened, it waits instead of ending.
 - SIGQUIT stops it between two events. The stock worker raises an exception wherever it is at that
@@ -16,12 +23,13 @@
 import errno
 import os
 import resource
+import select
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from select import select
-from selectors import EVENT_READ
+from contextlib import suppress
 from signal import SIGQUIT
 from socket import MSG_DONTWAIT, MSG_PEEK, socket
+from threading import Thread, get_ident
 from time import monotonic
 from typing import Any
 
@@ -32,7 +40,8 @@ from serving.gunicorn import internals
 from serving.gunicorn.reload import Reloadable
 
 # Seconds without accepting; long enough for an idle worker to wake, too short for a client to notice.
-PAUSE = 0.001
+# While all threads are busy, a connection gains nothing from being accepted.
+PAUSE, BUSY_PAUSE = 0.001, 0.01
 
 # Seconds without accepting when no more files can be opened, and seconds between two log lines.
 FULL_PAUSE, FULL_LOGGED = 1.0, 60.0
@@ -53,35 +62,55 @@ PROBES = {
 }
 PROBE_BYTES = 4096
 
-internals.require(gthread, "DEFAULT_WORKER_DATA_TIMEOUT", "TConn", "ThreadWorker")
+# One event for one thread; the thread that has got it asks for the next one.
+NEXT_REQUEST = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
+
+internals.require(gthread, "DEFAULT_WORKER_DATA_TIMEOUT", "STOP_KEEPALIVE_LINGER", "TConn", "ThreadWorker")
 internals.require(
     gthread.ThreadWorker,
     "_cap_keepalive",
     "accept",
     "enqueue_req",
-    "finish_request",
     "handle",
     "handle_exit",
     "handle_quit",
     "init_process",
-    "on_pending_socket_readable",
+    "murder_keepalived",
+    "run",
     "set_accept_enabled",
     "wait_for_and_dispatch_events",
 )
 
 
-class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicorn has no types
-    """A `gthread` worker that accepts at most one connection per free thread.
+class Silent(dict[int, Any]):
+    """Descriptor -> a connection that waits for its next request.
 
-    It needs no thread for an idle connection.
+    Gunicorn compares its length with the number of connections that may be kept alive. False,
+    because Gunicorn takes its own collection for a queue.
     """
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicorn has no types
+    """A `gthread` worker whose threads wait for requests themselves."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        internals.require(self, "method_queue", "nr_conns", "pending_conns", "poller", "tpool", "_accepting")
-        self.resume = 0.0
-        self.busy, self.finished, self.waiting = 0, 0.0, False
-        self.full_logged = float("-inf")
+        internals.require(self, "keepalived_conns", "method_queue", "nr_conns", "poller", "_accepting")
+        self.keepalived_conns = Silent()
+        # Connections with a request, taken by the main thread while all threads were busy.
+        self.taken: deque[Any] = deque()
+        # The threads that serve a request now.
+        self.busy: set[int] = set()
+        # When a request was finished, and when all threads became busy.
+        self.finished, self.full = 0.0, float("-inf")
+        # Whether the main thread may sleep for a second.
+        self.asleep = False
+        # Until when nothing is accepted, and whether connections waited at the last look.
+        self.resume, self.waiting = 0.0, False
+        self.full_logged, self.looked = float("-inf"), 0.0
         self.quitting = False
         self.metrics = metrics.load()
         self.shown = 0.0
@@ -94,8 +123,114 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         if self.metrics:
             self.metrics.threads.set(self.cfg.threads)
             self.metrics.collect()
+        self.requests = select.epoll()
         self.probe_pools = {path: ThreadPoolExecutor(1, thread_name_prefix="probe") for path in health.PATHS}
         super().init_process()
+
+    def run(self) -> None:
+        """Start the threads, then the main loop."""
+        for number in range(self.cfg.threads):
+            Thread(target=self.serve, name=f"serve-{number}", daemon=True).start()
+        super().run()
+
+    # The threads
+
+    def serve(self) -> None:
+        """Serve one request after another, of any connection."""
+        while True:
+            if conn := self.next_connection():
+                conn.data_ready = True
+                if path := self.probed_path(conn) if conn.probe else "":
+                    self.probe_pools[path].submit(self.respond, conn)
+                else:
+                    conn.probe = False
+                    self.work(conn)
+
+    def next_connection(self) -> Any:
+        """A connection with a request, or None."""
+        with suppress(IndexError):
+            return self.taken.popleft()
+        for descriptor, _ in self.requests.poll(1, 1):
+            # Whoever removes it owns it: the main thread closes those that are silent for too long.
+            return self.keepalived_conns.pop(descriptor, None)
+        return None
+
+    def work(self, conn: Any) -> None:
+        """Serve a request, and let the main thread know when all threads are busy."""
+        if self.metrics and not self.busy:
+            # Immediately: the request may hold the interpreter's lock from here on.
+            self.metrics.threads_busy.set(1)
+        self.busy.add(get_ident())
+        all_busy = len(self.busy) >= self.cfg.threads
+        if all_busy:
+            self.full = monotonic()
+        if self.asleep and (all_busy or self.metrics):
+            self.wake()
+        try:
+            self.respond(conn)
+        finally:
+            if self.is_stuck():
+                self.resume = min(self.resume, monotonic() + PAUSE)
+                self.waiting = False
+                self.wake()
+            self.busy.discard(get_ident())
+            self.finished = monotonic()
+
+    def respond(self, conn: Any) -> None:
+        """Serve a request, and those that came with it; then wait for the next one, or close."""
+        keep = False
+        try:
+            keep = self.handle(conn)
+            while keep and conn.parser.unreader.buf.getvalue():
+                keep = self.handle(conn)
+            if keep:
+                conn.set_timeout()
+                if not self.alive:
+                    conn.timeout = min(conn.timeout, monotonic() + gthread.STOP_KEEPALIVE_LINGER)
+                self.wait_for_request(conn)
+        except BaseException:
+            # Nothing may end a thread: it would be missing until the worker is replaced.
+            keep = False
+            self.log.exception("Connection dropped")
+        if not keep:
+            with suppress(Exception):
+                conn.close(graceful=True)
+            self.method_queue.defer(self.forget)
+
+    def wait_for_request(self, conn: Any) -> None:
+        """Wait without a thread for the next request of this connection."""
+        descriptor = conn.sock.fileno()
+        self.keepalived_conns[descriptor] = conn
+        self.requests.modify(descriptor, NEXT_REQUEST)
+
+    def wake(self) -> None:
+        """Let the main loop run once."""
+        self.asleep = False
+        self.method_queue.defer(lambda: None)
+
+    def is_stuck(self) -> bool:
+        """Whether all threads have been busy for some time."""
+        return len(self.busy) >= self.cfg.threads and monotonic() - self.finished > STUCK
+
+    def probed_path(self, conn: Any) -> str:
+        """The probe that waits, if it is complete, so that it cannot hold up the next one; or "".
+
+        To look at every request would cost all of them a system call: the threads look at the first
+        one of a connection and at those that follow a probe, the main thread while all are stuck.
+        """
+        if self.cfg.is_ssl:
+            return ""
+        try:
+            waiting = conn.sock.recv(PROBE_BYTES, MSG_PEEK | MSG_DONTWAIT)
+        except OSError:
+            return ""
+        headers = waiting.lower()
+        complete = headers.endswith(b"\r\n\r\n")
+        if not complete or b"\ncontent-length" in headers or b"\ntransfer-encoding" in headers:
+            return ""
+        return next((path for start, path in PROBES.items() if waiting.startswith(start)), "")
+
+    # The main thread
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """On SIGTERM, stop gracefully; while the application is loaded, there is nothing to finish."""
@@ -112,9 +247,13 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
             self.method_queue.defer(lambda: None)
 
     def accept(self, listener: socket) -> None:
-        """Accept one connection, then pause when there are as many as threads, busy or silent."""
+        """Accept as many connections as there are threads, then pause: the next ones are for others."""
+        known, room = self.nr_conns, self.cfg.threads - self.nr_conns
         try:
-            super().accept(listener)
+            for count in range(1, (room if room > 0 else self.cfg.threads) + 1):
+                super().accept(listener)
+                if self.nr_conns < known + count:  # none waits any more
+                    break
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -129,81 +268,43 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
                 )
             return
         if self.nr_conns >= self.cfg.threads:
-            self.pause(PAUSE)
+            self.pause(BUSY_PAUSE if len(self.busy) >= self.cfg.threads else PAUSE)
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Wait for a new connection's first request."""
+        conn.probe = True
+        # Without keep-alive, as under `make dev`, a first request still gets its time.
+        conn.timeout = monotonic() + max(self.cfg.keepalive, gthread.DEFAULT_WORKER_DATA_TIMEOUT)
+        self.requests.register(conn.sock.fileno(), 0)
+        self.wait_for_request(conn)
+
+    def forget(self) -> None:
+        """Count a connection that a thread has closed."""
+        self.nr_conns -= 1
+
+    def murder_keepalived(self, force: bool = False) -> None:
+        """Close the connections that have been silent for too long; ten times a second at most."""
+        now = monotonic()
+        if now - self.looked < STUCK and not force:
+            return
+        self.looked = now
+        for descriptor, conn in [*self.keepalived_conns.items()]:
+            if (conn.timeout <= now or force) and self.keepalived_conns.pop(descriptor, None):
+                if conn.timeout <= now or force:
+                    conn.close()
+                    self.forget()
+                else:  # a thread has served a request meanwhile
+                    self.wait_for_request(conn)
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """At a stop, wait for silent connections no longer than until then."""
+        for conn in [*self.keepalived_conns.values()]:
+            conn.timeout = min(conn.timeout, deadline)
 
     def pause(self, seconds: float) -> None:
         """Do not accept for a while."""
         self.set_accept_enabled(False)
         self.resume = monotonic() + seconds
-
-    def enqueue_req(self, conn: Any) -> None:
-        """Run a request on a thread, or wait without one for a new connection's first byte.
-
-        To look at every request would slow all of them down, because the main thread gives away the
-        interpreter's lock for it. It looks at the first one of a connection, at those that follow a
-        probe, and at all while the threads are stuck.
-        """
-        if not conn.initialized and not conn.data_ready:
-            conn.sock.setblocking(False)
-            # Without keep-alive, as under `make dev`, a first request still gets its time.
-            conn.timeout = monotonic() + max(self.cfg.keepalive, gthread.DEFAULT_WORKER_DATA_TIMEOUT)
-            self.pending_conns.append(conn)
-            self.poller.register(conn.sock, EVENT_READ, partial(self.on_pending_socket_readable, conn))
-            return
-        conn.probe = self.probed_path(conn.sock) if getattr(conn, "probe", True) or self.is_stuck() else ""
-        if conn.probe:
-            future = self.probe_pools[conn.probe].submit(self.handle, conn)
-            future.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
-        else:
-            self.busy += 1
-            self.show_busy()
-            super().enqueue_req(conn)
-
-    def finish_request(self, conn: Any, fs: Any) -> None:
-        """Count it, and let the parent class close or keep the connection."""
-        if not conn.probe:
-            if self.is_stuck():
-                self.resume = min(self.resume, monotonic() + PAUSE)
-                self.waiting = False
-            self.busy -= 1
-            self.finished = monotonic()
-            self.show_busy()
-        super().finish_request(conn, fs)
-
-    def show_busy(self) -> None:
-        """Write the metrics, ten times a second at most under load: how many threads are busy, and the rest.
-
-        The first request of an idle worker is shown immediately: it may hold the interpreter's lock.
-        """
-        if self.metrics and (self.busy == 1 or monotonic() - self.shown > SHOW):
-            self.shown = monotonic()
-            self.metrics.threads_busy.set(min(self.busy, self.cfg.threads))
-            self.metrics.waiting.set(max(0, self.busy - self.cfg.threads))
-            self.metrics.write()
-
-    def is_stuck(self) -> bool:
-        """Whether all threads have been busy for some time."""
-        return bool(self.busy >= self.cfg.threads and monotonic() - self.finished > STUCK)
-
-    def probed_path(self, client: socket) -> str:
-        """The probe that waits, if it is complete, so that it cannot hold up the next one; or ""."""
-        if self.cfg.is_ssl:
-            return ""
-        try:
-            waiting = client.recv(PROBE_BYTES, MSG_PEEK | MSG_DONTWAIT)
-        except OSError:
-            return ""
-        headers = waiting.lower()
-        complete = headers.endswith(b"\r\n\r\n")
-        if not complete or b"\ncontent-length" in headers or b"\ntransfer-encoding" in headers:
-            return ""
-        return next((path for start, path in PROBES.items() if waiting.startswith(start)), "")
-
-    def _cap_keepalive(self, deadline: float) -> None:
-        """At a stop, wait for silent connections no longer than for kept-alive ones."""
-        super()._cap_keepalive(deadline)
-        for conn in self.pending_conns:
-            conn.timeout = min(conn.timeout, deadline)
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Called in each round of the main loop: accepts again when the pause is over."""
@@ -211,17 +312,46 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
             super().set_accept_enabled(enabled)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """Wait no longer than the pause lasts; stop after SIGQUIT."""
+        """Wait no longer than the pause lasts; look after the threads; stop after SIGQUIT."""
         self.show_busy()
         if self.quitting:
             super().handle_quit(SIGQUIT, None)
+        if len(self.busy) >= self.cfg.threads:
+            self.take_requests()
         if self._accepting and self.is_stuck():
             # When connections wait at two looks, all other workers are stuck as well. Then accept,
             # because one of them may be a probe.
-            waited, self.waiting = self.waiting, bool(select(self.sockets, [], [], 0)[0])
+            waited, self.waiting = self.waiting, bool(select.select(self.sockets, [], [], 0)[0])
             if not (waited and self.waiting):
                 self.pause(STUCK_PAUSE)
-        if self.busy >= self.cfg.threads:
+        # In this order: a thread that becomes busy from here on wakes this one.
+        self.asleep = True
+        now = monotonic()
+        recently = now - (max(self.finished, self.full) if self.metrics else self.full) < 1
+        if recently or len(self.busy) >= self.cfg.threads or (self.metrics and self.busy) or not self.alive:
+            self.asleep = False
             timeout = min(timeout, STUCK)
-        pause = self.resume - monotonic()
+        pause = self.resume - now
         super().wait_for_and_dispatch_events(min(timeout, pause) if pause > 0 else timeout)
+        self.asleep = False
+
+    def take_requests(self) -> None:
+        """While all threads are busy: count the requests that wait, and answer the probes among them."""
+        for descriptor, _ in self.requests.poll(0, max(1, self.worker_connections)):
+            if conn := self.keepalived_conns.pop(descriptor, None):
+                self.taken.append(conn)
+        if self.is_stuck():
+            for conn in [*self.taken]:
+                if path := self.probed_path(conn):
+                    with suppress(ValueError):  # a thread was faster
+                        self.taken.remove(conn)
+                        conn.probe = conn.data_ready = True
+                        self.probe_pools[path].submit(self.respond, conn)
+
+    def show_busy(self) -> None:
+        """Write the metrics, ten times a second at most: how many threads are busy, and the rest."""
+        if self.metrics and monotonic() - self.shown > SHOW:
+            self.shown = monotonic()
+            self.metrics.threads_busy.set(len(self.busy))
+            self.metrics.waiting.set(len(self.taken))
+            self.metrics.write()
