@@ -21,7 +21,8 @@ def load(url: str, seconds: float, *options: str) -> dict[str, float]:
     """Drive `url` with wrk; requests per second, 99th percentile in ms, and errors of every kind."""
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:.0f}s", "--timeout", "10s", "--latency"]
     command += [*options, url]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    output = process.stdout + process.stderr
     rate = re.search(r"Requests/sec: +([\d.]+)", output)
     p99 = re.search(r"99% +([\d.]+)(us|ms|s)", output)
     if rate is None or p99 is None:

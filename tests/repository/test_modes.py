@@ -1,6 +1,5 @@
 """Every server mode starts as it is typed, serves, and stops; what differs is pinned down."""
 
-import json
 import re
 import shutil
 import signal
@@ -14,11 +13,14 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from bench import edge, report
+from bench import edge, guide, report
 from bench.modes import MODES, SECONDS_TO_STOP, Mode
 from tests.support.commands import lacking, poll, run
 
 pytestmark = pytest.mark.alone
+
+# Of the benchmark, one for each kind of figures and of pictures.
+PARTS = ("modes", "workers", "losses", "latency")
 
 INSTALLED = [mode for mode in MODES if not mode.missing]
 ASGI = [mode for mode in INSTALLED if mode.app == "fastapi"]
@@ -89,26 +91,28 @@ def test_every_asgi_mode_of_ours_waits_on_many_at_once(mode: Mode) -> None:
 
 
 def test_the_benchmark_measures_and_draws() -> None:
-    """`make bench` for one mode: a row without errors, a JSON file and a picture."""
-    if not shutil.which("wrk"):
-        lacking("no wrk on this machine")
-    output = run(sys.executable, "-m", "bench", "--quick", "--only", "^flask gthread$")
+    """`make bench` for one mode: a row without errors, a file for each part, and the pictures."""
+    for program in ("wrk", "h2load"):
+        if not shutil.which(program):
+            lacking(f"no {program} on this machine")
+    output = run(sys.executable, "-m", "bench", *PARTS, "--quick", "--only", "^flask gthread$")
     assert re.search(r"^\| \*\*flask gthread\*\* \| \d+ .*\| 0 \|$", output, re.MULTILINE), output
-    written = re.search(r"^written: (\S+)/results.json", output, re.MULTILINE)
+    written = re.search(r"^written: (\S+)$", output, re.MULTILINE)
     assert written
     directory = Path(written[1])
-    results = json.loads((directory / "results.json").read_text())
-    assert results["modes"][0]["rate"] > 0
-    assert results["losses"]["flask gthread"]["recycling"]["lost"] == 0
+    results = guide.results(directory)
+    assert results.keys() == set(PARTS)
+    assert results["modes"]["figures"][0]["rate"] > 0
+    assert results["losses"]["figures"]["flask gthread"]["recycling"]["lost"] == 0
     assert report.pictures(results) == {path.name: path.read_text() for path in directory.glob("*.svg")}
     shutil.rmtree(directory)
 
 
 def test_the_edge_is_measured(engine: None) -> None:
-    """`make bench-edge`: every way to every service answers without an error."""
+    """`make bench PART=edge`: every way to every service answers without an error."""
     if not shutil.which("wrk"):
         lacking("no wrk on this machine")
-    output = run(sys.executable, "-m", "bench.edge", "--quick")
+    output = run(sys.executable, "-m", "bench", "edge", "--quick")
     for service in edge.PORTS:
         for way in edge.WAYS:
-            assert re.search(rf"^\| {service}, {way} \| .* \| 0 \|$", output, re.MULTILINE), output
+            assert re.search(rf"^\| {service}, {way.name} \| .* \| 0 \|$", output, re.MULTILINE), output
