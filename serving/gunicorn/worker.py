@@ -125,6 +125,8 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
             self.metrics.collect()
         self.requests = select.epoll()
         self.probe_pools = {path: ThreadPoolExecutor(1, thread_name_prefix="probe") for path in health.PATHS}
+        for pool in self.probe_pools.values():
+            pool.submit(int)  # starts its thread now, while a failure is an error of the start
         super().init_process()
 
     def run(self) -> None:
@@ -193,8 +195,7 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
             keep = False
             self.log.exception("Connection dropped")
         if not keep:
-            with suppress(Exception):
-                conn.close(graceful=True)
+            self.close(conn, graceful=True)
             self.method_queue.defer(self.forget)
 
     def wait_for_request(self, conn: Any) -> None:
@@ -202,6 +203,14 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         descriptor = conn.sock.fileno()
         self.keepalived_conns[descriptor] = conn
         self.requests.modify(descriptor, NEXT_REQUEST)
+
+    def close(self, conn: Any, graceful: bool = False) -> None:
+        """Close a connection for which nothing waits."""
+        # A process that the application has forked may still have the descriptor.
+        with suppress(OSError, ValueError):  # closed already
+            self.requests.unregister(conn.sock.fileno())
+        with suppress(Exception):
+            conn.close(graceful=graceful)
 
     def wake(self) -> None:
         """Let the main loop run once."""
@@ -275,8 +284,8 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         conn.probe = True
         # Without keep-alive, as under `make dev`, a first request still gets its time.
         conn.timeout = monotonic() + max(self.cfg.keepalive, gthread.DEFAULT_WORKER_DATA_TIMEOUT)
-        self.requests.register(conn.sock.fileno(), 0)
-        self.wait_for_request(conn)
+        self.keepalived_conns[conn.sock.fileno()] = conn
+        self.requests.register(conn.sock.fileno(), NEXT_REQUEST)
 
     def forget(self) -> None:
         """Count a connection that a thread has closed."""
@@ -291,7 +300,7 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         for descriptor, conn in [*self.keepalived_conns.items()]:
             if (conn.timeout <= now or force) and self.keepalived_conns.pop(descriptor, None):
                 if conn.timeout <= now or force:
-                    conn.close()
+                    self.close(conn)
                     self.forget()
                 else:  # a thread has served a request meanwhile
                     self.wait_for_request(conn)
@@ -340,6 +349,12 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         for descriptor, _ in self.requests.poll(0, max(1, self.worker_connections)):
             if conn := self.keepalived_conns.pop(descriptor, None):
                 self.taken.append(conn)
+        while self.taken and len(self.busy) < self.cfg.threads:
+            # A thread has become free meanwhile, and may not look here before the next request.
+            with suppress(IndexError):
+                conn = self.taken.popleft()
+                conn.timeout = max(conn.timeout, monotonic() + STUCK)
+                self.wait_for_request(conn)
         if self.is_stuck():
             for conn in [*self.taken]:
                 if path := self.probed_path(conn):
