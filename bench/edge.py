@@ -82,7 +82,7 @@ CADDY = """
   {name}:
     extends: {{file: {root}/docker-compose.yml, service: edge}}
     command: [sh, -c, 'printf "%s" "$$TEXT" | exec caddy run --adapter caddyfile --config -']
-    environment: !override {{TEXT: {text}}}
+    environment: !override {{TEXT: {text}, XDG_DATA_HOME: /tmp/data}}
     ports: !reset []
     volumes: !reset []
     healthcheck: {{test: [CMD, wget, -q, -Y, "off", -O, "-", "http://127.0.0.1:8002/livez"]}}
@@ -90,7 +90,7 @@ CADDY = """
 QUIET = """
   quiet:
     extends: {{file: {root}/docker-compose.yml, service: edge}}
-    environment: {{EDGE_ACCESS_LOG: "off"}}
+    environment: {{EDGE_ACCESS_LOG: "off", XDG_DATA_HOME: /tmp/data}}
     ports: !reset []
     volumes: !reset []
 """
@@ -117,7 +117,7 @@ HARDENING = {
     "writable root": "read_only: false",
     "all default capabilities": "cap_drop: !reset []",
     "new privileges": "security_opt: !reset []",
-    "no limit of memory": "memswap_limit: 0\n    deploy: {resources: {limits: {memory: 0}}}",
+    "no limit of memory": "memswap_limit: 0\n    deploy: {resources: {limits: {memory: \"0\"}}}",
     "no limit of processes": "deploy: {resources: {limits: {pids: 0}}}",
     "no init process": "init: false",
 }
@@ -261,8 +261,8 @@ def run_hardening(quick: bool) -> dict[str, Any]:
     services = "".join(
         VARIANT.format(name=names[variant], root=ROOT, change=change) for variant, change in HARDENING.items()
     )
-    _output("docker", "compose", "--file", str(ROOT / "docker-compose.yml"), "build", "flask")
-    with running(services, *names.values()) as stack:
+    # The variants have the image of the service itself.
+    with running(services, "flask", *names.values()) as stack:
         urls = {variant: f"http://{stack.address(name)}:8000/" for variant, name in names.items()}
         for each in urls.values():
             load(each, 1)

@@ -72,7 +72,7 @@ def begin(url: str, rate: float, seconds: float, closing: bool, log: str) -> "su
 
 def finish(process: "subprocess.Popen[str]", log: str) -> list[float]:
     """Wait for h2load and read its log."""
-    output, _ = process.communicate()
+    output, _ = process.communicate(timeout=60)
     lines = [line.split() for line in Path(log).read_text().splitlines()]
     if process.returncode or not lines or any(status != "200" for _, status, _ in lines):
         raise RuntimeError(f"h2load failed, or an answer is not 200:\n{output}")
@@ -140,7 +140,9 @@ def run(quick: bool) -> dict[str, Any]:
             command = mode.command.replace("{app}", f"bench.apps:{app}")
             if command == mode.command:  # names no application
                 command += f" bench.apps:{app}"
-            # Each command with the log that it ships with.
+            # Each command with the log that it ships with, and without recycling: h2load does not
+            # open a connection again that a server has closed between two requests.
+            mode = replace(mode, environ=mode.environ | {"GUNICORN_CMD_ARGS": "--max-requests 0"})
             servers[name] = running.enter_context(
                 replace(mode, command=command).running(*FLAGS.get(name, ()), equal=False)
             )
