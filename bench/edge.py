@@ -117,7 +117,7 @@ HARDENING = {
     "writable root": "read_only: false",
     "all default capabilities": "cap_drop: !reset []",
     "new privileges": "security_opt: !reset []",
-    "no limit of memory": "memswap_limit: 0\n    deploy: {resources: {limits: {memory: \"0\"}}}",
+    "no limit of memory": 'memswap_limit: 0\n    deploy: {resources: {limits: {memory: "0"}}}',
     "no limit of processes": "deploy: {resources: {limits: {pids: 0}}}",
     "no init process": "init: false",
 }

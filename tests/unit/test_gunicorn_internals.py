@@ -26,7 +26,7 @@ def test_a_worker_checks_what_only_an_object_has(monkeypatch: pytest.MonkeyPatch
         """A release in which everything is called differently."""
 
     monkeypatch.setattr(gthread.ThreadWorker, "__init__", without_attributes)
-    with pytest.raises(settings.SettingError, match=r"Worker\.method_queue"):
+    with pytest.raises(settings.SettingError, match=r"Worker\.keepalived_conns"):
         Worker()
 
 
