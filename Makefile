@@ -55,7 +55,7 @@ AS_YOU := --no-deps --user $(shell id -u) --volume ./wsgi_app:/app/wsgi_app \
   --env COMPOSE_PROFILES=
 manage: manage-$(RUNTIME) ## Run a Django command: make manage ARGS=createsuperuser
 manage-docker:
-	docker compose run --rm --build $(if $(WRITES_CODE),$(AS_YOU)) django \
+	docker compose run --rm $(filter --build,$(BUILD)) $(if $(WRITES_CODE),$(AS_YOU)) django \
 	  python -m wsgi_app.django_site $(ARGS)
 manage-process: .venv/up
 	@$(PROCESS) manage $(ARGS)

@@ -26,7 +26,7 @@ SAME = (
 )
 # Variables that only one of the two needs, or that have another value there.
 DIFFERENT = {"COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME", "FORWARDED_ALLOW_IPS"}
-DIFFERENT |= {"EDGE_DRAIN_SECONDS", "EDGE_UPSTREAMS"}
+DIFFERENT |= {"EDGE_DRAIN_SECONDS", "EDGE_METRICS", "EDGE_UPSTREAMS"}
 SECRETS = "/run/secrets/"
 # Seconds between the end of the graceful stop and the moment at which the engine kills the container.
 STOP_MARGIN = 2

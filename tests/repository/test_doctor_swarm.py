@@ -94,6 +94,15 @@ def test_our_stack_has_no_finding(tmp_path: Path) -> None:
     assert read(tmp_path, STACK) == []
 
 
+@pytest.mark.parametrize("profile", ["metrics", "postgres"])
+def test_a_profile_of_compose_is_no_difference(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stack has no profiles."""
+    monkeypatch.setenv("COMPOSE_PROFILES", profile)
+    assert read(tmp_path, STACK) == []
+
+
 @pytest.mark.parametrize(("old", "new", "sentence"), BROKEN, ids=[case[2] for case in BROKEN])
 def test_one_change_of_the_stack_is_named(old: str, new: str, sentence: str, tmp_path: Path) -> None:
     """Every finding is about the change."""
