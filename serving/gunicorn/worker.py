@@ -256,10 +256,14 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
             self.method_queue.defer(lambda: None)
 
     def accept(self, listener: socket) -> None:
-        """Accept as many connections as there are threads, then pause: the next ones are for others."""
+        """Accept as many connections as there are threads, then pause: the next ones are for others.
+
+        Only one while all threads are stuck: another worker may have a free one sooner.
+        """
         known, room = self.nr_conns, self.cfg.threads - self.nr_conns
+        most = 1 if self.is_stuck() else room if room > 0 else self.cfg.threads
         try:
-            for count in range(1, (room if room > 0 else self.cfg.threads) + 1):
+            for count in range(1, most + 1):
                 super().accept(listener)
                 if self.nr_conns < known + count:  # none waits any more
                     break

@@ -35,11 +35,11 @@ def test_containers_of_any_folder(engine: None, tmp_path: Path) -> None:
         stack.down()
 
 
-def test_processes_of_any_folder(tmp_path: Path) -> None:
+def test_processes_of_any_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The longest one that a socket's path allows."""
-    name = "my app #1"
-    spare = LONGEST_SOCKET_PATH - len(os.fsencode(tmp_path / name / SOCKET.relative_to(ROOT)))
-    stack = Processes(tmp_path / (name + "x" * spare))
+    directory, name = tmp_path_factory.mktemp("p"), "my app #1"
+    spare = LONGEST_SOCKET_PATH - len(os.fsencode(directory / name / SOCKET.relative_to(ROOT)))
+    stack = Processes(directory / (name + "x" * spare))
     try:
         stack.up()
         for url in stack.urls.values():
