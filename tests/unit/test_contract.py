@@ -3,15 +3,13 @@
 import json
 import re
 import tomllib
-from pathlib import Path
 
-import pytest
 from dotenv import dotenv_values
 
 from checks.dockerfile import Dockerfile
 from deploy import base_images
 from deploy.process.servers import SERVICES, TARGETS
-from tests.support.commands import ROOT, run
+from tests.support.commands import ROOT
 from tests.support.files import long_running
 
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
@@ -39,15 +37,6 @@ def test_process_mode_runs_what_the_images_run() -> None:
         if command:
             commands[stage] = " ".join([*(["env", variable] if variable else []), *json.loads(command)])
     assert commands == TARGETS
-
-
-@pytest.mark.parametrize("command", ["check", "makemigrations"])
-def test_a_command_of_django_does_not_replace_a_deployed_image(command: str, tmp_path: Path) -> None:
-    """It would have the deployed tag, and the code of the working copy."""
-    make = ("make", "--dry-run", "--file", str(ROOT / "Makefile"), "manage-docker", f"ARGS={command}")
-    assert " --build " in run(*make, "RUNTIME=docker", cwd=tmp_path)
-    (tmp_path / ".env").write_text("VERSION=1.1\nPREVIOUS_VERSION=1.0\n")
-    assert "--build" not in run(*make, "RUNTIME=docker", cwd=tmp_path)
 
 
 def test_update_tools_find_every_base_image() -> None:
