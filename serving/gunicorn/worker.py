@@ -153,7 +153,7 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         with suppress(IndexError):
             return self.taken.popleft()
         for descriptor, _ in self.requests.poll(1, 1):
-            # Whoever removes it owns it: the main thread closes those that are silent for too long.
+            # The thread that removes it owns it: the main one closes those that are silent for too long.
             return self.keepalived_conns.pop(descriptor, None)
         return None
 
