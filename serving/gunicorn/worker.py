@@ -66,6 +66,7 @@ PROBE_BYTES = 4096
 NEXT_REQUEST = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
 
 internals.require(gthread, "DEFAULT_WORKER_DATA_TIMEOUT", "STOP_KEEPALIVE_LINGER", "TConn", "ThreadWorker")
+internals.require(gthread.TConn, "close", "set_timeout")
 internals.require(
     gthread.ThreadWorker,
     "_cap_keepalive",
