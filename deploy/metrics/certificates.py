@@ -10,6 +10,7 @@ import re
 import socket
 import ssl
 import sys
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 EDGE, PORT, TIMEOUT = "edge", 9000, 5
@@ -60,6 +61,11 @@ def metrics(address: tuple[str, int], hosts: list[str]) -> str:
 
 class Handler(BaseHTTPRequestHandler):
     """GET /livez and GET /metrics."""
+
+    def handle(self) -> None:
+        """Say nothing of a client that goes before its answer, as Prometheus does after scrape_timeout."""
+        with suppress(ConnectionError):
+            super().handle()
 
     def do_GET(self) -> None:
         """Answer one request."""

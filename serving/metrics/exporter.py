@@ -173,6 +173,11 @@ class Handler(MetricsHandler):
 
     timeout = REQUEST_TIMEOUT
 
+    def handle(self) -> None:
+        """Say nothing of a client that goes before its answer, as Prometheus does after scrape_timeout."""
+        with suppress(ConnectionError):
+            super().handle()
+
     def do_GET(self) -> None:  # noqa: N802
         """Answer with every series."""
         if self.path.partition("?")[0] == "/metrics":

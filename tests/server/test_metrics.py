@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -169,6 +170,17 @@ def test_the_exporter_answers_while_every_thread_is_busy(folder: Path) -> None:
             assert figures.total("http_server_active_requests") == 4
             assert figures.total("server_ready") == 1
             kill_workers(server)
+
+
+def test_a_client_that_goes_leaves_no_traceback(folder: Path) -> None:
+    """Prometheus does after its scrape_timeout."""
+    with start(folder) as server:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", server.exporter_port)) as client:
+                client.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert server.scrape().total("server_ready") == 1
+        assert "Traceback" not in server.log()
 
 
 HANG = """

@@ -1,7 +1,9 @@
 """The dates of a certificate, as deploy/metrics/certificates.py reads them for Prometheus."""
 
 import datetime
+import socket
 import ssl
+import struct
 import threading
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
@@ -73,3 +75,13 @@ def test_the_names_are_those_of_the_edge(monkeypatch: pytest.MonkeyPatch) -> Non
     """Every variable *_HOST, each name once."""
     monkeypatch.setattr("os.environ", {"A_HOST": "a.example b.example", "B_HOST": "b.example", "HOST": "x"})
     assert certificates.edge_hosts() == ["a.example", "b.example"]
+
+
+def test_a_client_that_goes_leaves_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """Prometheus does after its scrape_timeout."""
+    with HTTPServer(("127.0.0.1", 0), certificates.Handler) as server:
+        with socket.create_connection(server.server_address) as client:
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        server.handle_request()
+    assert "Traceback" not in capsys.readouterr().err
