@@ -151,6 +151,6 @@ def unreadable_secrets(task: Container) -> Iterator[str]:
             yield f"{place}: must be one of its secrets; add it to {task.name}.secrets"
     for target, secret in secrets.items():
         private = not int(str(secret.get("mode", "0444")), 8) & 0o004
-        if private and secret.get("uid") != user:
+        if user and private and secret.get("uid") != user:
             place = f"{task.file}: {task.name}.secrets.{target}.uid={secret.get('uid')}"
             yield f"{place}: must be {user}, the user of the image; change it to that"

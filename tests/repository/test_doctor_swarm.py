@@ -71,13 +71,15 @@ BROKEN = [
 ]
 
 
-def read(directory: Path, stack: str) -> list[str]:
-    """What the doctor finds in the stack of a project with our Compose file and this stack."""
+def read(directory: Path, stack: str, compose: str = "") -> list[str]:
+    """What the doctor finds in the stack of a project with our Compose file, or another, and this stack."""
     for name in ("docker-compose.yml", "Dockerfile"):
         shutil.copy(ROOT / name, directory)
     shutil.copytree(ROOT / "deploy/edge", directory / "deploy/edge")
     (directory / STACK_FILE).parent.mkdir()
     (directory / STACK_FILE).write_text(stack)
+    if compose:
+        (directory / "docker-compose.yml").write_text(compose)
     project = Project(directory, env_file=Path("/dev/null"))
     return [*swarm.findings(project), *project.broken]
 
@@ -92,6 +94,12 @@ def compose() -> None:
 def test_our_stack_has_no_finding(tmp_path: Path) -> None:
     """The two files agree."""
     assert read(tmp_path, STACK) == []
+
+
+def test_a_compose_file_with_an_error_is_the_one_finding(tmp_path: Path) -> None:
+    """There is nothing to compare the stack with."""
+    (found,) = read(tmp_path, STACK, compose="sevices: {}\n")
+    assert "docker-compose.yml: must be what Compose accepts" in found
 
 
 @pytest.mark.parametrize("profile", ["metrics", "postgres"])

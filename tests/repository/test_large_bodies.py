@@ -373,8 +373,8 @@ def test_uploads_beyond_the_buffer_occupy_threads_of_gunicorn(large: Containers,
         time.sleep(2)
         # A worker without a free thread takes one now and then.
         assert answered(large, service) >= 8
-        held(large, service, 1, sockets)
-        poll(lambda: not answered(large, service, 3), 60)
+        # On a connection that the edge keeps open, one may come to the worker without a free thread.
+        poll(lambda: held(large, service, 1, sockets) or not answered(large, service, 3), 60)
     poll(lambda: answered(large, service, 1))
     assert_clean(large)
 
