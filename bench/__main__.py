@@ -22,12 +22,13 @@ from bench.modes import ROOT
 LOCAL: dict[str, Callable[..., Any]] = {
     "modes": speed.run,
     "workers": sweeps.run,
+    "front": sweeps.run_front,
     "memory": sweeps.run_memory,
     "losses": speed.run_losses,
     "latency": latency.run,
 }
 PARTS = LOCAL | {"metrics": metrics.run, "edge": edge.run, "hardening": edge.run_hardening}
-PROGRAMS = {"latency": ("wrk", "h2load"), "losses": ()}
+PROGRAMS = {"latency": ("wrk", "h2load"), "front": ("wrk", "h2load"), "losses": ()}
 PROGRAMS |= {"edge": ("wrk", "h2load", "docker"), "hardening": ("wrk", "docker")}
 PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client", "docker": "docker.io"}
 

@@ -21,6 +21,7 @@ CONTENT: dict[str, Callable[[report.Results], str]] = {
     "modes": report.table,
     "verbatim": report.verbatim,
     "workers": report.formulas,
+    "front": report.front_table,
     "latency": report.latency_table,
     "memory": report.memory_table,
     "losses": report.losses_table,

@@ -109,6 +109,19 @@ def formulas(results: Results) -> str:
     return _table(("page", *(f"{formula} = {count}" for formula, count in titles.items())), rows)
 
 
+def front_table(results: Results) -> str:
+    """Speed against latency of Flask's page by threads and workers; first the copied command."""
+    figures = results["front"]["figures"]
+    rows = []
+    for row in figures:
+        workers = f"{row['workers']} workers" + (f" ({row['formula']})" if row["formula"] else "")
+        kind = f"{row['threads']} threads" if row["threads"] > 1 else "1 thread"
+        name = f"{workers}, {kind}" if row["threads"] else "gunicorn --workers 4"
+        rows.append([name, _range(row["rate"], 0), _range(row["p99"], 0), _range(row["constant"], 1)])
+    constant = f"p99 ms at {figures[0]['constant_rate']}/s"
+    return _table(("workers and threads", "requests/s at saturation", "p99 ms", constant), rows)
+
+
 def latency_table(results: Results) -> str:
     """Milliseconds by mode and share of its capacity: p50, p99 and p99.9."""
     rows = []
@@ -385,6 +398,7 @@ def _picture(title: str, y: int, x: int, note: str, parts: Sequence[str]) -> str
 TABLES: dict[str, Callable[[Results], str]] = {
     "modes": table,
     "workers": formulas,
+    "front": front_table,
     "memory": memory_table,
     "losses": losses_table,
     "latency": latency_table,

@@ -1,4 +1,4 @@
-"""`make bench PART=workers` and `PART=memory`: throughput and memory by number of workers."""
+"""`make bench PART=workers`, `front`, `memory`: speed, latency and memory by number of workers."""
 
 import os
 import statistics
@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.apps import PAGES
+from bench.latency import at, at_rate
 from bench.load import load, say, spread
 from bench.modes import MODES, ROOT, Mode
 
@@ -15,6 +16,9 @@ CPUS = os.cpu_count() or 1
 FORMULAS = {"n": CPUS, "n+1": CPUS + 1, "2n": 2 * CPUS, "2n+1": 2 * CPUS + 1, "4n+1": 4 * CPUS + 1}
 THREADS = (3, 6, 12)
 ROUNDS, SECONDS = 3, 1.0
+# Of the front: threads, formulas, rounds and seconds; what it is compared with has neither.
+FRONT_THREADS, FRONT_FORMULAS, FRONT_ROUNDS, FRONT_SECONDS = (1, 2, 3, 6, 12), ("n", "n+1", "2n"), 3, 2.0
+COPIED = "gunicorn --workers 4"
 WORKERS_TO_WEIGH = (1, 2, 4, 8)
 
 # Setting -> what is appended to gunicorn.conf.py to get it.
@@ -56,6 +60,47 @@ def run(quick: bool) -> list[dict[str, Any]]:
             **{page: spread(rates[threads, formula, page], 0) for page in PAGES},
         }
         for threads, formula in memory
+    ]
+
+
+def run_front(quick: bool) -> list[dict[str, Any]]:
+    """Flask's page by threads and workers; the first row is the command that guides print.
+
+    Requests per second and p99 at saturation, and p99 when all of them get the same constant rate:
+    half of what that command answers at saturation. Each round starts all again.
+    """
+    rounds, sizes = (1, (6,)) if quick else (FRONT_ROUNDS, FRONT_THREADS)
+    cases = [(0, "", mode_with(COPIED, 4))]
+    cases += [
+        (size, formula, mode_with("flask gthread", FORMULAS[formula]))
+        for size in sizes
+        for formula in FRONT_FORMULAS
+    ]
+    found: dict[str, list[dict[str, float]]] = {f"{size} {formula}": [] for size, formula, _ in cases}
+    rate = 0.0
+    for number in range(rounds):
+        for size, formula, mode in cases:
+            # h2load does not open a connection again that a recycled worker has closed.
+            flags = ("--threads", str(size), "--max-requests", "0") if size else ()
+            with mode.running(*flags, equal=bool(size)) as running:
+                load(running.url + "/", 1)
+                figures = load(running.url + "/", FRONT_SECONDS)
+                rate = rate or figures["rate"] / 2
+                waits = sorted(at_rate(running.url + "/", rate, FRONT_SECONDS, closing=not size))
+            found[f"{size} {formula}"].append(figures | {"constant": at(waits, 0.99)})
+        say(f"round {number + 1}/{rounds}")
+    return [
+        {
+            "threads": size,
+            "formula": formula,
+            "workers": FORMULAS.get(formula, 4),
+            "constant_rate": round(rate),
+            **{
+                key: spread([turn[key] for turn in found[f"{size} {formula}"]], digits)
+                for key, digits in (("rate", 0), ("p99", 1), ("constant", 1))
+            },
+        }
+        for size, formula, _ in cases
     ]
 
 

@@ -40,8 +40,8 @@ from serving.gunicorn import internals
 from serving.gunicorn.reload import Reloadable
 
 # Seconds without accepting; long enough for an idle worker to wake, too short for a client to notice.
-# While all threads are busy, a connection gains nothing from being accepted.
-PAUSE, BUSY_PAUSE = 0.001, 0.01
+# While all threads are busy, a connection gains little from being accepted: so long for each thread.
+PAUSE, BUSY_PAUSE = 0.001, 0.0015
 
 # Seconds without accepting when no more files can be opened, and seconds between two log lines.
 FULL_PAUSE, FULL_LOGGED = 1.0, 60.0
@@ -282,7 +282,8 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
                 )
             return
         if self.nr_conns >= self.cfg.threads:
-            self.pause(BUSY_PAUSE if len(self.busy) >= self.cfg.threads else PAUSE)
+            threads = self.cfg.threads
+            self.pause(BUSY_PAUSE * threads if len(self.busy) >= threads else PAUSE)
 
     def enqueue_req(self, conn: Any) -> None:
         """Wait for a new connection's first request."""

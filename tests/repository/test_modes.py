@@ -20,7 +20,7 @@ from tests.support.commands import lacking, poll, run
 pytestmark = pytest.mark.alone
 
 # Of the benchmark, one for each kind of figures and of pictures.
-PARTS = ("modes", "workers", "losses", "latency")
+PARTS = ("modes", "workers", "front", "losses", "latency")
 
 INSTALLED = [mode for mode in MODES if not mode.missing]
 ASGI = [mode for mode in INSTALLED if mode.app == "fastapi"]
