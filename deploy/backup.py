@@ -656,7 +656,8 @@ def restore(runtime: str, path: Path, force: bool) -> None:
                 f"there is a database already, with {len(facts['tables'])} tables and {rows} rows; "
                 "FORCE=1 replaces it, and keeps it under another name"
             )
-    now = time.strftime(TIME, time.gmtime()).lower()
+    # To the microsecond: a restore that was killed just before has used a name, too.
+    now = f"{time.strftime(TIME, time.gmtime()).lower()}{time.time_ns() // 1000 % 10**6:06}"
     try:
         compare(manifest, stage(place, path, manifest))
         place.restore_certificates(path)

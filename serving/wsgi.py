@@ -59,20 +59,25 @@ class Service:
         if not measured:
             return self.answer(environ, respond)
         try:
-            return at_close(self.answer(environ, respond), measured.end)
+            return self.answer(environ, respond, measured.end)
         except BaseException:
             measured.end("500")
             raise
 
-    def answer(self, environ: WSGIEnvironment, respond: StartResponse) -> Iterable[bytes]:
-        """Let the application answer, in a body whose errors are for the server."""
+    def answer(
+        self, environ: WSGIEnvironment, respond: StartResponse, ended: Callable[[], None] | None = None
+    ) -> Iterable[bytes]:
+        """Let the application answer, in a body whose errors are for the server.
+
+        `ended` is called when the server closes the body.
+        """
         in_chunks = "HTTP_TRANSFER_ENCODING" in environ
         if in_chunks and (refusal := self.take_whole_body(environ)):
             code, _, title = refusal.partition(" ")
             document = json.dumps({"title": title, "status": int(code)}).encode()
             headers = [("Content-Type", "application/problem+json"), ("Content-Length", str(len(document)))]
             respond(refusal, headers)
-            return Body([document])
+            return Body([document], None, ended)
         received = environ["wsgi.input"] if in_chunks else None
         try:
             body = self.app(environ, respond)
@@ -81,8 +86,8 @@ class Service:
         # A file is returned as it is: the server sends it without reading it (sendfile).
         wrapper = environ.get("wsgi.file_wrapper")
         if isinstance(wrapper, type) and isinstance(body, wrapper) and not received:
-            return body
-        return Body(body, received)
+            return at_close(body, ended) if ended else body
+        return Body(body, received, ended)
 
     def take_whole_body(self, environ: WSGIEnvironment) -> str:
         """Give a body in chunks its length; the status of a refusal if it is too long or malformed.
@@ -140,9 +145,14 @@ class Service:
 class Body:
     """A response's body whose OSError or SystemExit is an ApplicationError."""
 
-    def __init__(self, body: Iterable[bytes], received: IO[bytes] | None = None) -> None:
+    def __init__(
+        self,
+        body: Iterable[bytes],
+        received: IO[bytes] | None = None,
+        ended: Callable[[], None] | None = None,
+    ) -> None:
         """`received` is the request's temporary file; to wait for the collector would fill /tmp."""
-        self._body, self._received = body, received
+        self._body, self._received, self._ended = body, received, ended
         self._chunks = iter(body)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -162,10 +172,12 @@ class Body:
         finally:
             if self._received:
                 self._received.close()
+            if self._ended:
+                self._ended()
 
 
 def at_close(body: Any, function: Callable[[], None]) -> Iterable[bytes]:
-    """Call `function` when the server closes the body, or the file that it sends instead of one."""
+    """Call `function` when the server closes the file that it sends instead of a body."""
     close = getattr(body, "close", None)
 
     def close_and_call() -> None:
