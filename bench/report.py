@@ -58,8 +58,9 @@ def sentence(results: Results) -> str:
         said.append(f"`{app}` **{ratio}** in {ours['memory'] / copied['memory']:.0%} of the memory")
     machine = results["modes"]["machine"]
     text = (
-        f"Measured on {machine['cpus']} CPUs on {machine['date']} (Python {machine['python']}), requests per "
-        f"second against the fastest command that people copy from guides: {', '.join(said)}."
+        "Requests per second, each with an access log, against the fastest command that people copy from "
+        f"guides: {', '.join(said)}. Measured on {machine['cpus']} CPUs on {machine['date']}, "
+        f"Python {machine['python']}."
     )
     return textwrap.fill(text, 100, break_on_hyphens=False)
 

@@ -114,7 +114,8 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         self.full_logged, self.looked = float("-inf"), 0.0
         self.quitting = False
         self.metrics = metrics.load()
-        self.shown = 0.0
+        # When the metrics were written, and the number of busy threads in them.
+        self.shown, self.busy_shown = 0.0, 0
 
     def init_process(self) -> None:
         """Make a thread for each probe; the parent class never returns from here.
@@ -160,8 +161,9 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
 
     def work(self, conn: Any) -> None:
         """Serve a request, and let the main thread know when all threads are busy."""
-        if self.metrics and not self.busy:
+        if self.metrics and not self.busy_shown:
             # Immediately: the request may hold the interpreter's lock from here on.
+            self.busy_shown = 1
             self.metrics.threads_busy.set(1)
         self.busy.add(get_ident())
         all_busy = len(self.busy) >= self.cfg.threads
@@ -373,6 +375,7 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         """Write the metrics, ten times a second at most: how many threads are busy, and the rest."""
         if self.metrics and monotonic() - self.shown > SHOW:
             self.shown = monotonic()
-            self.metrics.threads_busy.set(len(self.busy))
+            self.busy_shown = len(self.busy)
+            self.metrics.threads_busy.set(self.busy_shown)
             self.metrics.waiting.set(len(self.taken))
             self.metrics.write()

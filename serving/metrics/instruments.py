@@ -9,9 +9,9 @@ stopped.
 import asyncio
 import os
 import time
-from bisect import bisect_left
-from collections import Counter as Counts
-from collections import deque
+from bisect import bisect_right
+from collections import defaultdict, deque
+from itertools import pairwise
 from time import perf_counter
 
 from prometheus_client import Counter, Gauge, Histogram, values
@@ -67,7 +67,7 @@ exits = Counter("server_worker_exits", "Workers that have ended, by cause", ("ca
 # What has been observed and is not written yet. A worker that calls `write` regularly, between
 # requests, sets `collecting`: writing each observation would cost a request several times as much.
 collecting = False
-_observed: deque[tuple[Histogram, float]] = deque()
+_observed: defaultdict[Histogram, deque[float]] = defaultdict(deque)
 # Each combination of labels, so that a request does not look it up in prometheus-client.
 _durations: dict[tuple[str, str, str], Histogram] = {}
 
@@ -81,23 +81,21 @@ def collect() -> None:
 def observe(histogram: Histogram, seconds: float) -> None:
     """Add one observation."""
     if collecting:
-        _observed.append((histogram, seconds))
+        _observed[histogram].append(seconds)
     else:
         histogram.observe(seconds)
 
 
 def write() -> None:
-    """Write what has been observed, all of one bucket at a time."""
-    sums: Counts[Histogram] = Counts()
-    buckets: Counts[tuple[Histogram, int]] = Counts()
-    for _ in range(len(_observed)):  # threads may go on adding
-        histogram, seconds = _observed.popleft()
-        sums[histogram] += seconds  # type: ignore[assignment]  # a float
-        buckets[histogram, bisect_left(BUCKETS, seconds)] += 1
-    for histogram, seconds in sums.items():
-        histogram._sum.inc(seconds)
-    for (histogram, bucket), count in buckets.items():
-        histogram._buckets[bucket].inc(count)
+    """Write what has been observed, all of one histogram and one bucket at a time."""
+    for histogram, observed in [*_observed.items()]:
+        seconds = sorted(observed.popleft() for _ in range(len(observed)))  # threads may go on adding
+        if seconds:
+            histogram._sum.inc(sum(seconds))
+            ends = [bisect_right(seconds, bound) for bound in BUCKETS] + [len(seconds)]
+            for bucket, (begin, end) in enumerate(pairwise([0, *ends])):
+                if end > begin:
+                    histogram._buckets[bucket].inc(end - begin)
 
 
 def begin_worker(number: str | None = None) -> None:
