@@ -13,6 +13,7 @@ figures.
 - While all its threads are stuck, it leaves new connections to workers that have a free one.
 - A connection that is silent holds no thread; the stock worker gives a new one a thread for 5 s.
   Proxies and browsers open connections before they need them.
+- A client that sends requests without waiting for responses waits its turn with each of them.
 - Each probe has a thread of its own, so that /livez answers while all others wait for a dependency.
 - When no more files can be opened, it waits instead of ending.
 - SIGQUIT stops it between two events. The stock worker raises an exception wherever it is at that
@@ -64,6 +65,9 @@ PROBE_BYTES = 4096
 
 # One event for one thread; the thread that has got it asks for the next one.
 NEXT_REQUEST = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
+# The same where bytes of the next request are here already: as soon as the client takes responses,
+# behind the other connections that wait.
+BUFFERED = select.EPOLLOUT | select.EPOLLONESHOT
 
 internals.require(gthread, "DEFAULT_WORKER_DATA_TIMEOUT", "STOP_KEEPALIVE_LINGER", "TConn", "ThreadWorker")
 internals.require(gthread.TConn, "close", "set_timeout")
@@ -113,6 +117,8 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         self.resume, self.waiting = 0.0, False
         self.full_logged, self.looked = float("-inf"), 0.0
         self.quitting = False
+        # The worker itself, and not a child that the application has forked.
+        self.process = 0
         self.metrics = metrics.load()
         # When the metrics were written, and the number of busy threads in them.
         self.shown, self.busy_shown = 0.0, 0
@@ -125,7 +131,10 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         if self.metrics:
             self.metrics.threads.set(self.cfg.threads)
             self.metrics.collect()
-        self.requests = select.epoll()
+        self.process = os.getpid()
+        self.requests, self.backlog = select.epoll(), select.poll()
+        for listener in self.sockets:
+            self.backlog.register(listener, select.POLLIN)
         self.probe_pools = {path: ThreadPoolExecutor(1, thread_name_prefix="probe") for path in health.PATHS}
         for pool in self.probe_pools.values():
             pool.submit(int)  # starts its thread now, while a failure is an error of the start
@@ -182,30 +191,46 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
             self.finished = monotonic()
 
     def respond(self, conn: Any) -> None:
-        """Serve a request, and those that came with it; then wait for the next one, or close."""
+        """Serve one request; then wait for the next one, or close."""
         keep = False
         try:
             keep = self.handle(conn)
-            while keep and conn.parser.unreader.buf.getvalue():
-                keep = self.handle(conn)
-            if keep:
-                conn.set_timeout()
-                if not self.alive:
-                    conn.timeout = min(conn.timeout, monotonic() + gthread.STOP_KEEPALIVE_LINGER)
-                self.wait_for_request(conn)
         except BaseException:
             # Nothing may end a thread: it would be missing until the worker is replaced.
-            keep = False
             self.log.exception("Connection dropped")
-        if not keep:
-            self.close(conn, graceful=True)
-            self.method_queue.defer(self.forget)
+        if os.getpid() != self.process:
+            os._exit(0)  # a child that the application has forked: the connections are its parent's
+        if keep:
+            conn.set_timeout()
+            self.wait_for_request(conn)
+        else:
+            # A probe has been read to its end, and must not hold up the next one.
+            self.drop(conn, graceful=not conn.probe)
 
     def wait_for_request(self, conn: Any) -> None:
         """Wait without a thread for the next request of this connection."""
         descriptor = conn.sock.fileno()
         self.keepalived_conns[descriptor] = conn
-        self.requests.modify(descriptor, NEXT_REQUEST)
+        if not self.alive:
+            conn.timeout = min(conn.timeout, monotonic() + gthread.STOP_KEEPALIVE_LINGER)
+        try:
+            self.requests.modify(descriptor, BUFFERED if self.is_buffered(conn) else NEXT_REQUEST)
+        except (OSError, ValueError):  # the application has closed the socket
+            if self.keepalived_conns.pop(descriptor, None):
+                self.drop(conn)
+
+    def is_buffered(self, conn: Any) -> bool:
+        """Whether bytes of the next request have been read; an empty line is none (RFC 9112, section 2.2)."""
+        if not conn.parser or conn.is_http2:
+            return False
+        if self.cfg.is_ssl and conn.sock.pending():
+            return True
+        return bool(conn.parser.unreader.buf.getvalue().strip(b"\r\n"))
+
+    def drop(self, conn: Any, graceful: bool = False) -> None:
+        """Close a connection and count it no more."""
+        self.close(conn, graceful)
+        self.method_queue.defer(self.forget)
 
     def close(self, conn: Any, graceful: bool = False) -> None:
         """Close a connection for which nothing waits."""
@@ -230,15 +255,14 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         To look at every request would cost all of them a system call: the threads look at the first
         one of a connection and at those that follow a probe, the main thread while all are stuck.
         """
-        if self.cfg.is_ssl:
+        if self.cfg.is_ssl or self.is_buffered(conn):
             return ""
         try:
             waiting = conn.sock.recv(PROBE_BYTES, MSG_PEEK | MSG_DONTWAIT)
         except OSError:
             return ""
-        headers = waiting.lower()
-        complete = headers.endswith(b"\r\n\r\n")
-        if not complete or b"\ncontent-length" in headers or b"\ntransfer-encoding" in headers:
+        headers, end, _ = waiting.lower().partition(b"\r\n\r\n")
+        if not end or b"\ncontent-length" in headers or b"\ntransfer-encoding" in headers:
             return ""
         return next((path for start, path in PROBES.items() if waiting.startswith(start)), "")
 
@@ -292,6 +316,8 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         conn.probe = True
         # Without keep-alive, as under `make dev`, a first request still gets its time.
         conn.timeout = monotonic() + max(self.cfg.keepalive, gthread.DEFAULT_WORKER_DATA_TIMEOUT)
+        if self.keepalived_conns.pop(conn.sock.fileno(), None):
+            self.forget()  # the application has closed its socket
         self.keepalived_conns[conn.sock.fileno()] = conn
         self.requests.register(conn.sock.fileno(), NEXT_REQUEST)
 
@@ -338,7 +364,7 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         if self._accepting and self.is_stuck():
             # When connections wait at two looks, all other workers are stuck as well. Then accept,
             # because one of them may be a probe.
-            waited, self.waiting = self.waiting, bool(select.select(self.sockets, [], [], 0)[0])
+            waited, self.waiting = self.waiting, bool(self.backlog.poll(0))
             if not (waited and self.waiting):
                 self.pause(STUCK_PAUSE)
         # In this order: a thread that becomes busy from here on wakes this one.
