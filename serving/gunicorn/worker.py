@@ -195,15 +195,16 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         keep = False
         try:
             keep = self.handle(conn)
+            if keep and os.getpid() == self.process:
+                conn.set_timeout()
+                self.wait_for_request(conn)
         except BaseException:
             # Nothing may end a thread: it would be missing until the worker is replaced.
+            keep = False
             self.log.exception("Connection dropped")
         if os.getpid() != self.process:
             os._exit(0)  # a child that the application has forked: the connections are its parent's
-        if keep:
-            conn.set_timeout()
-            self.wait_for_request(conn)
-        else:
+        if not keep:
             # A probe has been read to its end, and must not hold up the next one.
             self.drop(conn, graceful=not conn.probe)
 
