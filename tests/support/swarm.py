@@ -150,7 +150,6 @@ class Visitors(Clients):
         options = {"headers": headers, "trust_env": False, "timeout": 60}
         with httpx2.Client(**options) as client:
             while not self.done.wait(0.05):
-                client.base_url = self.edge()
                 begin = time.monotonic()
                 try:
                     wrong = self.ask(client, application, method)
@@ -164,7 +163,7 @@ class Visitors(Clients):
                     self.failures.append(f"{application} {method}, after {taken:.1f} s: {wrong}")
 
     def edge(self) -> str:
-        """The edge for the next request."""
+        """The address of the edge for the next request."""
         return self.swarm.url
 
     def ask(self, client: httpx2.Client, application: str, method: str) -> str:
@@ -173,17 +172,17 @@ class Visitors(Clients):
         if application == "django":
             return self.ask_django(client, method, identity)
         if method == "POST":
-            answer = client.post("/echo", json=identity)
+            answer = client.post(f"{self.edge()}/echo", json=identity)
             right = answer.status_code == 200 and answer.json() == {"echo": identity}
         else:
-            answer = client.get("/")
+            answer = client.get(self.edge())
             page = answer.json() if answer.status_code == 200 else {}
             right = (page.get("client"), page.get("scheme")) == (CLIENT, "https")
         return "" if right else f"{answer.status_code} {answer.text}"
 
     def ask_django(self, client: httpx2.Client, method: str, identity: str) -> str:
         """The same for Django, whose cookies are Secure where it trusts the edge."""
-        page = client.get("/")
+        page = client.get(self.edge())
         token = page.text.partition('csrfmiddlewaretoken" value="')[2].partition('"')[0]
         if not token or "Secure" not in page.headers["set-cookie"]:
             return f"{page.status_code} {page.headers} {page.text}"
@@ -191,7 +190,7 @@ class Visitors(Clients):
             return ""
         form = {"author": "visitor", "message": identity, "csrfmiddlewaretoken": token}
         headers = {"cookie": f"csrftoken={page.cookies['csrftoken']}", "origin": "https://django.localhost"}
-        answer = client.post("/", data=form, headers=headers)
+        answer = client.post(self.edge(), data=form, headers=headers)
         return "" if answer.status_code == 302 else f"{answer.status_code} {answer.text}"
 
     def report(self) -> str:
