@@ -323,8 +323,10 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         self.requests.register(conn.sock.fileno(), NEXT_REQUEST)
 
     def forget(self) -> None:
-        """Count a connection that a thread has closed."""
+        """Count a connection that a thread has closed; another one may take its place immediately."""
         self.nr_conns -= 1
+        if self.nr_conns < self.cfg.threads:
+            self.resume = 0.0
 
     def murder_keepalived(self, force: bool = False) -> None:
         """Close the connections that have been silent for too long; ten times a second at most."""

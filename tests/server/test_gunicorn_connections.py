@@ -35,11 +35,11 @@ application = Service(app)
 
 
 @contextmanager
-def start(folder: Path, *flags: str, **environ: str) -> Iterator[Server]:
-    """A server of one worker with this application."""
+def start(folder: Path, *flags: str, app: str = "app", **environ: str) -> Iterator[Server]:
+    """A server of one worker with this application, or with another one of the folder."""
     (folder / "app.py").write_text(APP)
     environ |= {"PYTHONPATH": str(folder), "WEB_CONCURRENCY": "1"}
-    with Server("serving.gunicorn", *flags, "app", **environ).wait() as server:
+    with Server("serving.gunicorn", *flags, app, **environ).wait() as server:
         yield server
 
 
@@ -118,3 +118,18 @@ def test_a_socket_that_the_application_closes_is_counted_once(tmp_path: Path) ->
         assert httpx2.get(server.url, trust_env=False, timeout=5).status_code == 200
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(15) == 0
+
+
+def test_a_closed_connection_makes_room_for_the_next_one(tmp_path: Path) -> None:
+    """Clients that open a connection for each request wait for threads, not for pauses in accepting."""
+    (tmp_path / "longer.py").write_text(f"from serving.gunicorn import worker\nworker.BUSY_PAUSE = 30\n{APP}")
+    request = b"GET /?0.05 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with start(tmp_path, "--threads", "2", app="longer") as server:
+        begun = time.monotonic()
+        clients = [connect(server) for _ in range(20)]
+        for client in clients:
+            client.sendall(request)
+        for client in clients:
+            with client:
+                responses(client, 1)
+        assert time.monotonic() - begun < 15, server.log()
