@@ -20,10 +20,10 @@ bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 # connection that is slow or kept open.
 worker_class = "gthread"
 
-# Processes use the CPUs; threads wait for databases and networks. docs/choosing.md has figures for
-# other numbers of both.
+# Processes use the CPUs; threads wait for databases and networks. Fewer threads if requests only
+# compute (WORKLOAD=cpu), more if they mostly wait (io). docs/choosing.md has figures.
 workers = int(os.environ.get("WEB_CONCURRENCY") or 2)
-threads = 6
+threads = {"cpu": 3, "io": 18}.get(os.environ.get("WORKLOAD", "").lower(), 6)
 
 # Load the application once, before forking: workers share its memory, and an application that
 # cannot start stops the container instead of being restarted forever. It must not open connections

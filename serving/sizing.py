@@ -16,7 +16,7 @@ from serving import settings
 MEBIBYTE = 1024 * 1024
 
 # Workload -> (workers per CPU, workers in addition). docs/choosing.md has measurements.
-FORMULAS = {"mixed": (1, 1), "cpu": (1, 1), "io": (4, 1), "asyncio": (1, 0)}
+FORMULAS = {"mixed": (1, 1), "cpu": (1, 1), "io": (1, 1), "asyncio": (1, 0)}
 
 # Without a CPU limit, a node with 80 cores would start 81 workers for each of its containers.
 UNLIMITED_CAP = 12
@@ -26,8 +26,8 @@ MAXIMUM = 512
 
 # The kernel counts every thread as a process id. A worker has its main thread, the threads that
 # serve, and those for probes, for checks and for name resolution; a child process may add some.
-# 40 is what Starlette runs functions that are not coroutines in.
-SERVING_THREADS = {"mixed": 6, "cpu": 6, "io": 6, "asyncio": 40}
+# gunicorn.conf.py sets them; 40 is what Starlette runs functions that are not coroutines in.
+SERVING_THREADS = {"mixed": 6, "cpu": 3, "io": 18, "asyncio": 40}
 OTHER_THREADS = 4
 # Process ids for the parent, a health check and `docker exec`.
 OTHER_PROCESSES = 16

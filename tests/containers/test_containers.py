@@ -140,7 +140,8 @@ def test_the_environment_file_counts(clone: Clone) -> None:
         assert answers(clone.urls[service]), clone.boot[service]
         assert clone.inspect(service, "{{.HostConfig.Memory}}") == str(640 * MEBIBYTE), service
         if program(clone, service) == "serving.gunicorn":
-            assert "workers=5 (io: 4 x 1 CPU + 1 = 5" in clone.boot[service], clone.boot[service]
+            expected = "workers=2 (io: 1 x 1 CPU + 1 = 2, memory 640 / 128 MiB = 5)"
+            assert expected in clone.boot[service], clone.boot[service]
 
 
 def test_up_without_a_change_changes_nothing(clone: Clone) -> None:

@@ -26,6 +26,7 @@ from websockets.sync.client import connect
 
 from bench import modes
 from bench.modes import Mode, Running
+from serving import sizing
 from tests.support import apps
 from tests.support.commands import ROOT, free_port, poll, run
 from tests.support.servers import Server
@@ -36,7 +37,7 @@ MODES = {mode.name: mode for mode in modes.MODES}
 MEBIBYTE = 1024 * 1024
 CONFIGURATION = (ROOT / "gunicorn.conf.py").read_text()
 
-THREADS = int(re.findall(r"^threads = (\d+)$", CONFIGURATION, re.MULTILINE)[0])
+THREADS = sizing.SERVING_THREADS["mixed"]
 
 # Mode, its workers, and how many requests one of them can wait for at a time.
 SLOTS = {

@@ -174,15 +174,15 @@ def test_a_proxy_on_a_unix_socket_can_be_trusted(folder: Path, proxies: str, cli
 def test_more_workers_than_process_ids_are_refused(folder: Path) -> None:
     """The line has the arithmetic; without it, threads would fail to start under load."""
     site = folder / "sitecustomize.py"
-    site.write_text("from serving import sizing\nsizing.limits = lambda: sizing.Limits(2, None, True, 100)\n")
+    site.write_text("from serving import sizing\nsizing.limits = lambda: sizing.Limits(2, None, True, 60)\n")
     environ = {"PYTHONPATH": f"{folder}:{ROOT}"}
     with Server("serving.gunicorn", "app", WEB_CONCURRENCY="30", **environ) as server:
         assert server.exit_code() == 1
-        expected = "WEB_CONCURRENCY=30: must be at most 8: each has 10 threads, and pids.max is 100"
+        expected = "WEB_CONCURRENCY=30: must be at most 4: each has 10 threads, and pids.max is 60"
         assert expected in server.log()
     with Server("serving.gunicorn", "app", WORKLOAD="io", **environ) as server:
         server.wait()
-        assert "workers=8 (io: 4 x 2 CPU + 1 = 9, pids (100 - 16) / 10 = 8)" in server.log()
+        assert "workers=2 (io: 1 x 2 CPU + 1 = 3, pids (60 - 16) / 22 = 2)" in server.log()
 
 
 @pytest.mark.slow

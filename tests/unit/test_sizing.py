@@ -1,6 +1,7 @@
 """The number of workers: a pure function of workload, CPUs and memory, never of the bare machine."""
 
 import os
+import runpy
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from serving import settings, sizing
 from serving.sizing import MEBIBYTE, Limits, plan
+from tests.support.commands import ROOT
 
 MEMORY = 128 * MEBIBYTE
 ABSURD = 10**400
@@ -45,14 +47,24 @@ def write(root: Path, files: dict[str, str | bytes]) -> Path:
     [
         ("mixed", (2, 2, 3, 3, 5)),
         ("cpu", (2, 2, 3, 3, 5)),
-        ("io", (3, 5, 7, 9, 17)),
+        ("io", (2, 2, 3, 3, 5)),
         ("asyncio", (1, 1, 2, 2, 4)),
     ],
 )
 def test_each_workload_has_its_formula(workload: str, expected: tuple[int, ...]) -> None:
-    """n+1, n+1, 4n+1 and n workers, a fraction rounded up."""
+    """n+1 workers where threads wait, n for an event loop, a fraction rounded up."""
     cpus = (0.5, 1, 1.5, 2, 4)
     assert expected == tuple(plan(workload, Limits(n, None, True), MEMORY).workers for n in cpus)
+
+
+@pytest.mark.parametrize("workload", ["", "mixed", "CPU", "io"])
+def test_process_ids_are_counted_for_the_threads_that_gunicorn_starts(
+    workload: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number stands in gunicorn.conf.py, where people change it, and again beside the formula."""
+    monkeypatch.setenv("WORKLOAD", workload)
+    threads = runpy.run_path(str(ROOT / "gunicorn.conf.py"))["threads"]
+    assert threads == sizing.SERVING_THREADS[workload.lower() or "mixed"]
 
 
 @pytest.mark.parametrize(
@@ -61,15 +73,15 @@ def test_each_workload_has_its_formula(workload: str, expected: tuple[int, ...])
         (4, Limits(4, 512 * MEBIBYTE, True)),
         (3, Limits(4, 512 * MEBIBYTE - 1, True)),
         (1, Limits(4, 1, True)),
-        (17, Limits(4, 1024**5, True)),
+        (5, Limits(4, 1024**5, True)),
         (12, Limits(80, None, False)),
-        (9, Limits(2, None, False)),
-        (321, Limits(80, None, True)),
+        (3, Limits(2, None, False)),
+        (81, Limits(80, None, True)),
         (12, Limits(80, 80 * MEMORY, False)),
         (10, Limits(80, 10 * MEMORY, False)),
-        (8, Limits(4, None, True, 100)),
+        (3, Limits(4, None, True, 100)),
         (1, Limits(4, None, True, 10)),
-        (17, Limits(4, None, True, 256)),
+        (5, Limits(4, None, True, 256)),
     ],
 )
 def test_memory_binds_and_a_cap_stands_in_for_a_missing_limit(expected: int, limits: Limits) -> None:
