@@ -22,6 +22,7 @@ CONTENT: dict[str, Callable[[report.Results], str]] = {
     "verbatim": report.verbatim,
     "workers": report.formulas,
     "front": report.front_table,
+    "front-django": lambda results: report.front_table(results, "django"),
     "latency": report.latency_table,
     "memory": report.memory_table,
     "losses": report.losses_table,

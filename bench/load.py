@@ -40,7 +40,7 @@ def machine() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": model[1].strip() if model else platform.processor(),
         "cpus": os.cpu_count(),
-        "python": platform.python_version(),
+        "python": platform.python_version() + (" in a container" if Path("/.dockerenv").exists() else ""),
         "packages": {name: version(name) for name in PACKAGES},
         "load": f"wrk, one thread, {CONNECTIONS} connections, on the same machine",
     }

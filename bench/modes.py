@@ -20,6 +20,8 @@ from urllib.request import urlopen
 ROOT = Path(__file__).parent.parent
 SECONDS_TO_START = 30
 SECONDS_TO_STOP = 40
+# More than Gunicorn waits between two workers, which is at most 0.1 s.
+SECONDS_BETWEEN_STARTS = 0.5
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,9 @@ class Mode:
                 )
             try:
                 _wait(f"http://127.0.0.1:{port}/livez", process, log)
-                yield Running(f"http://127.0.0.1:{port}", process, log)
+                running = Running(f"http://127.0.0.1:{port}", process, log)
+                _wait_for_all(running)
+                yield running
             finally:
                 tree = Running("", process, log).tree() if process.poll() is None else []
                 process.send_signal(signal.SIGTERM)
@@ -135,6 +139,14 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{url} does not answer\n{log.read_text()}") from error
             time.sleep(0.05)
+
+
+def _wait_for_all(running: Running) -> None:
+    """Wait until no more workers start: the first one would take all connections, and keep them."""
+    count = 0
+    while (processes := len(running.tree())) != count:
+        count = processes
+        time.sleep(SECONDS_BETWEEN_STARTS)
 
 
 _CONTENT = tomllib.loads((Path(__file__).parent / "modes.toml").read_text())

@@ -110,9 +110,9 @@ def formulas(results: Results) -> str:
     return _table(("page", *(f"{formula} = {count}" for formula, count in titles.items())), rows)
 
 
-def front_table(results: Results) -> str:
-    """Speed against latency of Flask's page by threads and workers; first the copied command."""
-    figures = results["front"]["figures"]
+def front_table(results: Results, app: str = "flask") -> str:
+    """Speed against latency of a page by threads and workers; first the copied command."""
+    figures = [row for row in results["front"]["figures"] if row["app"] == app]
     rows = []
     for row in figures:
         workers = f"{row['workers']} workers" + (f" ({row['formula']})" if row["formula"] else "")

@@ -14,11 +14,12 @@ from bench.modes import MODES, ROOT, Mode
 # Formula -> workers, for n CPUs.
 CPUS = os.cpu_count() or 1
 FORMULAS = {"n": CPUS, "n+1": CPUS + 1, "2n": 2 * CPUS, "2n+1": 2 * CPUS + 1, "4n+1": 4 * CPUS + 1}
-THREADS = (3, 6, 12)
+THREADS = (3, 6, 12, 18)
 ROUNDS, SECONDS = 3, 1.0
-# Of the front: threads, formulas, rounds and seconds; what it is compared with has neither.
-FRONT_THREADS, FRONT_FORMULAS, FRONT_ROUNDS, FRONT_SECONDS = (1, 2, 3, 6, 12), ("n", "n+1", "2n"), 3, 2.0
-COPIED = "gunicorn --workers 4"
+# Of the front: what each application is compared with, its threads, and formulas, rounds and seconds.
+COPIED = {"flask": "gunicorn --workers 4", "django": "django: gunicorn --workers 4"}
+FRONT_THREADS = {"flask": (1, 2, 3, 6, 12), "django": (1, 3, 6)}
+FRONT_FORMULAS, FRONT_ROUNDS, FRONT_SECONDS = ("n", "n+1", "2n"), 3, 2.0
 WORKERS_TO_WEIGH = (1, 2, 4, 8)
 
 # Setting -> what is appended to gunicorn.conf.py to get it.
@@ -64,15 +65,20 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 
 def run_front(quick: bool) -> list[dict[str, Any]]:
-    """Flask's page by threads and workers; the first row is the command that guides print.
+    """An application's page by threads and workers; its first row is the command that guides print.
 
     Requests per second and p99 at saturation, and p99 when all of them get the same constant rate:
     half of what that command answers at saturation. Each round starts all again.
     """
-    rounds, sizes = (1, (6,)) if quick else (FRONT_ROUNDS, FRONT_THREADS)
-    cases = [(0, "", mode_with(COPIED, 4))]
+    rounds, apps = (1, {"flask": (6,)}) if quick else (FRONT_ROUNDS, FRONT_THREADS)
+    return [row for app, sizes in apps.items() for row in front_of(app, sizes, rounds)]
+
+
+def front_of(app: str, sizes: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
+    """The rows of one application."""
+    cases = [(0, "", mode_with(COPIED[app], 4))]
     cases += [
-        (size, formula, mode_with("flask gthread", FORMULAS[formula]))
+        (size, formula, mode_with(f"{app} gthread", FORMULAS[formula]))
         for size in sizes
         for formula in FRONT_FORMULAS
     ]
@@ -88,9 +94,10 @@ def run_front(quick: bool) -> list[dict[str, Any]]:
                 rate = rate or figures["rate"] / 2
                 waits = sorted(at_rate(running.url + "/", rate, FRONT_SECONDS, closing=not size))
             found[f"{size} {formula}"].append(figures | {"constant": at(waits, 0.99)})
-        say(f"round {number + 1}/{rounds}")
+        say(f"{app}, round {number + 1}/{rounds}")
     return [
         {
+            "app": app,
             "threads": size,
             "formula": formula,
             "workers": FORMULAS.get(formula, 4),

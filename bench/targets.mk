@@ -13,6 +13,7 @@ lint: lint-repository
 lint-repository: .venv/test lint-kubernetes
 	$(CHECKOV) --framework dockerfile --skip-check CKV_DOCKER_2,CKV_DOCKER_7 --file Dockerfile
 	$(CHECKOV) --framework kubernetes --skip-check CKV_K8S_25,CKV_K8S_35 --directory .venv/kubernetes
+	.venv/bin/hadolint bench/Dockerfile
 	.venv/bin/shellcheck .ci/*
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml

@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from bench import edge, guide, report
-from bench.modes import MODES, SECONDS_TO_STOP, Mode
+from bench.modes import MODES, ROOT, SECONDS_TO_STOP, Mode
 from tests.support.commands import lacking, poll, run
 
 pytestmark = pytest.mark.alone
@@ -41,6 +41,12 @@ def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for command in (["migrate", "-v0"], ["collectstatic", "--noinput", "-v0"]):
             run(sys.executable, "-m", "wsgi_app.django_site", *command)
         yield
+
+
+def test_the_benchmarks_image_has_the_python_of_the_images() -> None:
+    """Its Dockerfile names the base image a second time."""
+    (base,) = re.findall(r"(?m)^FROM (\S+)$", (ROOT / "bench/Dockerfile").read_text())
+    assert f"FROM {base} AS python-default\n" in (ROOT / "Dockerfile").read_text()
 
 
 @pytest.mark.parametrize("mode", INSTALLED, ids=lambda mode: mode.name)
