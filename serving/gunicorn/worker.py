@@ -377,8 +377,10 @@ class Worker(Reloadable, gthread.ThreadWorker):  # type: ignore[misc]  # Gunicor
         if recently or len(self.busy) >= self.cfg.threads or (self.metrics and self.busy) or not self.alive:
             self.asleep = False
             timeout = min(timeout, STUCK)
-        pause = self.resume - now
-        super().wait_for_and_dispatch_events(min(timeout, pause) if pause > 0 else timeout)
+        if self.alive and not self._accepting and self.nr_conns < self.worker_connections:
+            # Not without a limit if the pause has ended just now: nothing else would end the wait.
+            timeout = min(timeout, max(0.0, self.resume - now))
+        super().wait_for_and_dispatch_events(timeout)
         self.asleep = False
 
     def take_requests(self) -> None:

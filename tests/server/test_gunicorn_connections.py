@@ -4,7 +4,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -133,3 +133,16 @@ def test_a_closed_connection_makes_room_for_the_next_one(tmp_path: Path) -> None
             with client:
                 responses(client, 1)
         assert time.monotonic() - begun < 15, server.log()
+
+
+def test_accepting_goes_on_after_a_pause_whenever_it_ends(tmp_path: Path) -> None:
+    """Also if it ends after the worker has looked, and before it waits for a second."""
+    late = "worker.Worker.show_busy = lambda self: time.sleep(10 * worker.PAUSE)"
+    (tmp_path / "late.py").write_text(f"import time\nfrom serving.gunicorn import worker\n{late}\n{APP}")
+    with start(tmp_path, "--threads", "2", app="late") as server, ExitStack() as stack:
+        begun = time.monotonic()
+        for _ in range(20):
+            client = stack.enter_context(connect(server))
+            client.sendall(get("/"))
+            responses(client, 1)
+        assert time.monotonic() - begun < 6, server.log()
