@@ -10,7 +10,7 @@ from bench.apps import PAGES
 
 COLUMNS = ("mode", "requests/s", "p99 ms", "memory MiB", "processes", "errors")
 COLORS = {"recommended": "#1a7f5a", "alternative": "#5b8def", "copied": "#c2703d", "yardstick": "#8a8f98"}
-LINES = ("#1a7f5a", "#5b8def", "#c2703d", "#8a8f98")
+LINES = ("#1a7f5a", "#5b8def", "#c2703d", "#8a8f98", "#9a6dd7")
 EVENTS = ("stop", "reload", "recycling")
 WIDTH = 960
 
@@ -69,7 +69,7 @@ def machine(results: Results) -> str:
     """Where and with what it was measured, in lines of at most 100 characters."""
     where = results["modes"]["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
-    text = f"Measured: {caption(where)}; {where['processor']}; {packages}."
+    text = f"Measured: {caption(where)}, {where['load']}; {where['processor']}; {packages}."
     return textwrap.fill(text, 100, break_on_hyphens=False)
 
 
@@ -238,7 +238,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def caption(machine: Mapping[str, Any]) -> str:
     """Where and with what it was measured."""
-    return f"{machine['date']}, {machine['cpus']} CPUs, Python {machine['python']}, {machine['load']}"
+    return f"{machine['date']}, {machine['cpus']} CPUs, Python {machine['python']}"
 
 
 def pictures(results: Results) -> dict[str, str]:
@@ -285,11 +285,11 @@ def workers(results: Results) -> str:
             name: [(row["workers"], row[page]["median"]) for row in figures if row["threads"] == threads]
             for threads, name in names.items()
         }
-        needs = [f"{milliseconds} ms of CPU"] * bool(milliseconds) + [
+        needs = [f"about {milliseconds} ms of CPU"] * bool(milliseconds) + [
             f"{seconds * 1000:.0f} ms of waiting"
         ] * bool(seconds)
         parts += _lines(60 + number * 310, " + ".join(needs), series, formulas)
-    parts += _legend(60, 330, dict(zip(names.values(), LINES, strict=False)), 180)
+    parts += _legend(60, 330, dict(zip(names.values(), LINES[: len(names)], strict=True)), 180)
     note = f"requests/s by number of workers; n = {machine['cpus']} CPUs; {caption(machine)}"
     return _picture("Requests per second by number of workers", 356, 60, note, parts)
 
@@ -304,7 +304,7 @@ def memory(results: Results) -> str:
         for name in names
     }
     parts = _lines(60, "MiB (PSS) of Django after load", series, {}, width=560)
-    parts += _legend(60, 330, dict(zip(names, LINES, strict=False)), 180)
+    parts += _legend(60, 330, dict(zip(names, LINES[: len(names)], strict=True)), 180)
     note = f"by number of workers; {caption(results['memory']['machine'])}"
     return _picture("Memory by number of workers", 356, 60, note, parts)
 
@@ -357,7 +357,7 @@ def _lines(
         parts.append(_text(x + number * step, bottom + 18, str(count), "middle"))
         if count in marks:
             parts.append(_text(x + number * step, bottom + 36, marks[count], "quiet middle"))
-    for color, points in zip(LINES, series.values(), strict=False):
+    for color, points in zip(LINES[: len(series)], series.values(), strict=True):
         places = [
             (x + counts.index(count) * step, bottom - value / highest * (bottom - top))
             for count, value in points
