@@ -22,8 +22,9 @@ worker_class = "gthread"
 
 # Processes use the CPUs; threads wait for databases and networks. Fewer threads if requests only
 # compute (WORKLOAD=cpu), more if they mostly wait (io). docs/choosing.md has figures.
+workload = os.environ.get("WORKLOAD", "").strip().lower()
 workers = int(os.environ.get("WEB_CONCURRENCY") or 2)
-threads = {"cpu": 3, "io": 18}.get(os.environ.get("WORKLOAD", "").lower(), 6)
+threads = {"cpu": 3, "io": 18}.get(workload, 6)
 
 # Load the application once, before forking: workers share its memory, and an application that
 # cannot start stops the container instead of being restarted forever. It must not open connections
@@ -54,7 +55,7 @@ keepalive = 75
 # Replace each worker after about 10,000 requests, so that a slow memory leak cannot build up. The
 # jitter prevents workers from restarting at the same time. Not with an asyncio worker class: it
 # drops the connections that a recycled worker holds.
-max_requests = 0 if os.environ.get("WORKLOAD") == "asyncio" else 10_000
+max_requests = 0 if workload == "asyncio" else 10_000
 max_requests_jitter = 1_000
 
 # Peers whose X-Forwarded-Proto Gunicorn trusts: the proxy's addresses, or this machine.

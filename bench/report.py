@@ -111,13 +111,16 @@ def formulas(results: Results) -> str:
 
 
 def front_table(results: Results, app: str = "flask") -> str:
-    """Speed against latency of a page by threads and workers; first the copied command."""
+    """Speed against latency of a page by threads and workers; first the copied command, and no server."""
     figures = [row for row in results["front"]["figures"] if row["app"] == app]
     rows = []
     for row in figures:
         workers = f"{row['workers']} workers" + (f" ({row['formula']})" if row["formula"] else "")
         kind = f"{row['threads']} threads" if row["threads"] > 1 else "1 thread"
         name = f"{workers}, {kind}" if row["threads"] else "gunicorn --workers 4"
+        if "p99" not in row:
+            rows.append([f"no server, {row['workers']} processes", _range(row["rate"], 0), "", ""])
+            continue
         rows.append([name, _range(row["rate"], 0), _range(row["p99"], 0), _range(row["constant"], 1)])
     constant = f"p99 ms at {figures[0]['constant_rate']}/s"
     return _table(("workers and threads", "requests/s at saturation", "p99 ms", constant), rows)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.apps import PAGES
+from bench.ceiling import ceiling
 from bench.latency import at, at_rate
 from bench.load import load, say, spread
 from bench.modes import MODES, ROOT, Mode
@@ -18,7 +19,7 @@ THREADS = (3, 6, 12, 18)
 ROUNDS, SECONDS = 3, 1.0
 # Of the front: what each application is compared with, its threads, and formulas, rounds and seconds.
 COPIED = {"flask": "gunicorn --workers 4", "django": "django: gunicorn --workers 4"}
-FRONT_THREADS = {"flask": (1, 2, 3, 6, 12), "django": (1, 3, 6)}
+FRONT_THREADS = {"flask": (1, 2, 3, 4, 6, 12), "django": (1, 3, 6, 9)}
 FRONT_FORMULAS, FRONT_ROUNDS, FRONT_SECONDS = ("n", "n+1", "2n"), 3, 2.0
 WORKERS_TO_WEIGH = (1, 2, 4, 8)
 
@@ -65,7 +66,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 
 def run_front(quick: bool) -> list[dict[str, Any]]:
-    """An application's page by threads and workers; its first row is the command that guides print.
+    """An application's page by threads and workers; first the command that guides print, and no server.
 
     Requests per second and p99 at saturation, and p99 when all of them get the same constant rate:
     half of what that command answers at saturation. Each round starts all again.
@@ -83,8 +84,10 @@ def front_of(app: str, sizes: tuple[int, ...], rounds: int) -> list[dict[str, An
         for formula in FRONT_FORMULAS
     ]
     found: dict[str, list[dict[str, float]]] = {f"{size} {formula}": [] for size, formula, _ in cases}
+    alone: list[float] = []
     rate = 0.0
     for number in range(rounds):
+        alone.append(ceiling(app, CPUS, FRONT_SECONDS))
         for size, formula, mode in cases:
             # h2load does not open a connection again that a recycled worker has closed.
             flags = ("--threads", str(size), "--max-requests", "0") if size else ()
@@ -95,7 +98,7 @@ def front_of(app: str, sizes: tuple[int, ...], rounds: int) -> list[dict[str, An
                 waits = sorted(at_rate(running.url + "/", rate, FRONT_SECONDS, closing=not size))
             found[f"{size} {formula}"].append(figures | {"constant": at(waits, 0.99)})
         say(f"{app}, round {number + 1}/{rounds}")
-    return [
+    rows: list[dict[str, Any]] = [
         {
             "app": app,
             "threads": size,
@@ -109,6 +112,8 @@ def front_of(app: str, sizes: tuple[int, ...], rounds: int) -> list[dict[str, An
         }
         for size, formula, _ in cases
     ]
+    without = {"app": app, "threads": 0, "formula": "", "workers": CPUS, "constant_rate": round(rate)}
+    return [rows[0], without | {"rate": spread(alone, 0)}, *rows[1:]]
 
 
 def run_memory(quick: bool) -> list[dict[str, Any]]:

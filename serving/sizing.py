@@ -15,10 +15,11 @@ from serving import settings
 
 MEBIBYTE = 1024 * 1024
 
-# Workload -> (workers per CPU, workers in addition). docs/choosing.md has measurements.
-FORMULAS = {"mixed": (1, 1), "cpu": (1, 1), "io": (1, 1), "asyncio": (1, 0)}
+# One worker for each CPU; docs/choosing.md has measurements. Workload -> the fewest workers: where
+# Gunicorn replaces them after a number of requests, two, so that one serves meanwhile.
+FEWEST = {"mixed": 2, "cpu": 2, "io": 2, "asyncio": 1}
 
-# Without a CPU limit, a node with 80 cores would start 81 workers for each of its containers.
+# Without a CPU limit, a node with 80 cores would start 80 workers for each of its containers.
 UNLIMITED_CAP = 12
 
 # More workers than this on one machine are a typing error.
@@ -55,13 +56,13 @@ class Limits:
 
 
 def plan(workload: str, available: Limits, worker_memory: int) -> Sizing:
-    """The workers for `workload` (a key of FORMULAS) under `available`; at least one.
+    """The workers for `workload` (a key of FEWEST) under `available`; at least one.
 
-    `worker_memory` is what one worker needs, in bytes. A fraction of a worker is rounded up.
+    `worker_memory` is what one worker needs, in bytes. A fraction of a CPU counts as a whole one.
     """
-    per_cpu, extra = FORMULAS[workload]
-    count = max(1, ceil(per_cpu * available.cpus + extra))
-    reason = f"{workload}: {per_cpu} x {available.cpus:g} CPU + {extra} = {count}"
+    fewest = FEWEST[workload]
+    count = max(fewest, ceil(available.cpus))
+    reason = f"{workload}: {available.cpus:g} CPU, at least {fewest} = {count}"
     if available.memory is not None:
         fit = max(1, available.memory // worker_memory)
         reason += f", memory {available.memory // MEBIBYTE} / {worker_memory // MEBIBYTE} MiB = {fit}"
@@ -117,7 +118,7 @@ def workers(
         return Sizing(chosen, "WEB_CONCURRENCY")
     if configured:
         return Sizing(configured, "configuration file")
-    name = settings.choice("WORKLOAD", tuple(FORMULAS), "mixed")
+    name = settings.choice("WORKLOAD", tuple(FEWEST), "mixed")
     # Generous: docs/choosing.md says what a worker of each application takes at rest.
     memory = settings.integer("WORKER_MEMORY_MB", 128, minimum=16, maximum=1_048_576)
     return plan(workload or name, available or limits(), memory * MEBIBYTE)
