@@ -150,6 +150,8 @@ def require_free(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            refuse("HOST", host, f"an address of this machine, such as 127.0.0.1 ({error.strerror})")
         except OSError as error:
             refuse("HOST and PORT", f"{host}:{port}", f"free to listen on ({error.strerror})")
         except OverflowError:

@@ -113,14 +113,14 @@ def workers(
     `workload` overrides the WORKLOAD variable, `available` what this process's control groups say.
     Raises SettingError for a wrong variable.
     """
-    chosen = web_concurrency()
-    if chosen:
-        return Sizing(chosen, "WEB_CONCURRENCY")
-    if configured:
-        return Sizing(configured, "configuration file")
+    # Read first: a fixed number of workers must not hide a typing error in these.
     name = settings.choice("WORKLOAD", tuple(FEWEST), "mixed")
     # Generous: docs/choosing.md says what a worker of each application takes at rest.
     memory = settings.integer("WORKER_MEMORY_MB", 128, minimum=16, maximum=1_048_576)
+    if chosen := web_concurrency():
+        return Sizing(chosen, "WEB_CONCURRENCY")
+    if configured:
+        return Sizing(configured, "configuration file")
     return plan(workload or name, available or limits(), memory * MEBIBYTE)
 
 

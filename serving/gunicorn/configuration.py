@@ -136,6 +136,7 @@ def on_starting(server: Any) -> None:
     reason = size.reason if count == workers else "command line"
     name = "WEB_CONCURRENCY" if reason == "WEB_CONCURRENCY" else "--workers"
     sizing.check(name, count, server.cfg.threads, available)
+    check_flags(server.cfg)
     # A master that was executed again (SIGUSR2), or one that systemd started, has its socket already.
     inherited = {"GUNICORN_PID", "LISTEN_FDS"} & os.environ.keys()
     host = settings.text("HOST", "0.0.0.0" if settings.text("PORT") else "127.0.0.1")  # noqa: S104
@@ -151,6 +152,16 @@ def on_starting(server: Any) -> None:
         internals.call_once_a_second(server, exporting.keep_exporter)
         internals.keep_exit_statuses(server)
     server.log.info("workers=%d (%s)", count, reason)
+
+
+def check_flags(cfg: Any) -> None:
+    """Raise SettingError for numbers that Gunicorn accepts and cannot serve with."""
+    for name in ("threads", "worker_connections"):
+        if (value := getattr(cfg, name)) < 1:
+            settings.refuse(f"--{name.replace('_', '-')}", value, "a whole number of at least 1")
+    for address in cfg.address:
+        if isinstance(address, tuple) and address[1] > 65535:
+            settings.refuse("--bind", ":".join(map(str, address)), "an address whose port is at most 65535")
 
 
 def when_ready(server: Any) -> None:

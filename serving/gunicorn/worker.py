@@ -12,7 +12,8 @@ figures.
   all of a proxy's connections.
 - While all its threads are stuck, it leaves new connections to workers that have a free one.
 - A connection that is silent holds no thread; the stock worker gives a new one a thread for 5 s.
-  Proxies and browsers open connections before they need them.
+  Proxies and browsers open connections before they need them. (With `--certfile`, one that is silent
+  after its handshake does hold one, in both.)
 - A client that sends requests without waiting for responses waits its turn with each of them.
 - Each probe has a thread of its own, so that /livez answers while all others wait for a dependency.
 - When no more files can be opened, it waits instead of ending.

@@ -73,6 +73,36 @@ def test_a_flag_for_too_many_or_no_workers_is_refused(count: str) -> None:
     assert line.startswith(f"--workers={count}: must be a whole number from 1 to 512")
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "allowed"),
+    [
+        ("--threads", "0", "a whole number of at least 1"),
+        ("--worker-connections", "0", "a whole number of at least 1"),
+        ("--bind", "127.0.0.1:65536", "an address whose port is at most 65535"),
+    ],
+)
+def test_a_flag_that_gunicorn_accepts_and_cannot_serve_with_is_refused(
+    flag: str, value: str, allowed: str
+) -> None:
+    """Gunicorn itself ends with a traceback, or listens and never answers."""
+    line = refusal(*SERVERS["serving.gunicorn"], flag, value)
+    assert re.fullmatch(rf"{flag}='?{value}'?: must be {allowed}", line)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_host_that_is_no_address_is_named(server: str) -> None:
+    """The port is not to blame."""
+    line = refusal(*SERVERS[server], HOST="256.0.0.1")
+    assert line.startswith("HOST='256.0.0.1': must be an address of this machine, such as 127.0.0.1 (")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_wrong_workload_is_refused_although_the_number_of_workers_is_fixed(server: str) -> None:
+    """It chooses the threads, too."""
+    line = refusal(*SERVERS[server], WORKLOAD="gpu", WEB_CONCURRENCY="1")
+    assert line == "WORKLOAD='gpu': must be one of mixed, cpu, io, asyncio"
+
+
 @pytest.mark.parametrize("command", PROGRAMS.values(), ids=" ".join)
 def test_an_empty_variable_counts_as_unset(command: tuple[str, ...], tmp_path: Path) -> None:
     """Compose passes `NAME=` for a variable that has no value: no reason to complain."""
