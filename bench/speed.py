@@ -27,21 +27,31 @@ def busy() -> float:
 
 
 def measure(mode: Mode, seconds: float, *, tries: int = TRIES, equal: bool = True) -> dict[str, float]:
-    """One turn of one mode: start, warm up, load, measure, stop. Repeated when other programs disturb it."""
+    """One turn of one mode, repeated when other programs disturb it, or when the server is gone."""
     turns = []
-    for _ in range(tries):
-        with mode.running(equal=equal) as server:
-            if tries > 1:
-                load(server.url + "/", 1)
-            total, own, wrk = busy(), server.cpu(), _children()
-            figures = load(server.url + "/", seconds)
-            own = server.cpu() - own + _children() - wrk
-            figures["foreign"] = max(0.0, (busy() - total - own) / (seconds * (os.cpu_count() or 1)))
-            figures |= {"memory": server.memory() / 1024**2, "processes": len(server.tree())}
-        turns.append(figures)
-        if figures["foreign"] < DISTURBED:
+    for number in range(1, tries + 1):
+        try:
+            turns.append(turn(mode, seconds, warm_up=tries > 1, equal=equal))
+        except RuntimeError as error:
+            if number == tries and not turns:
+                raise
+            say(f"{mode.name} once more: {error}")
+            continue
+        if turns[-1]["foreign"] < DISTURBED:
             break
     return min(turns, key=lambda figures: figures["foreign"])
+
+
+def turn(mode: Mode, seconds: float, *, warm_up: bool, equal: bool) -> dict[str, float]:
+    """Start, warm up, load, measure, stop. Raises RuntimeError if the server does not answer."""
+    with mode.running(equal=equal) as server:
+        if warm_up:
+            load(server.url + "/", 1)
+        total, own, wrk = busy(), server.cpu(), _children()
+        figures = load(server.url + "/", seconds)
+        own = server.cpu() - own + _children() - wrk
+        figures["foreign"] = max(0.0, (busy() - total - own) / (seconds * (os.cpu_count() or 1)))
+        return figures | {"memory": server.memory() / 1024**2, "processes": len(server.tree())}
 
 
 def _children() -> float:
@@ -53,10 +63,10 @@ def summary(mode: Mode, turns: list[dict[str, float]]) -> dict[str, Any]:
     """Medians and spread over the turns; errors are added up."""
     figures: dict[str, Any] = {"name": mode.name, "app": mode.app, "kind": mode.kind, "command": mode.command}
     for name in ("rate", "p99", "memory", "processes"):
-        values = [turn[name] for turn in turns]
+        values = [each[name] for each in turns]
         figures[name] = round(statistics.median(values), 1)
         figures[f"{name}_range"] = [round(min(values), 1), round(max(values), 1)]
-    return figures | {"errors": sum(int(turn["errors"]) for turn in turns)}
+    return figures | {"errors": sum(int(each["errors"]) for each in turns)}
 
 
 def in_turns(modes: list[Mode], rounds: int, seconds: float) -> list[dict[str, Any]]:
@@ -67,12 +77,12 @@ def in_turns(modes: list[Mode], rounds: int, seconds: float) -> list[dict[str, A
     quick = rounds == 1
     turns: dict[str, list[dict[str, float]]] = {mode.name: [] for mode in modes}
     verbatim: dict[str, list[float]] = {mode.name: [] for mode in modes if mode.equal}
-    for turn in range(rounds):
+    for done in range(rounds):
         for number, mode in enumerate(modes, 1):
             turns[mode.name].append(measure(mode, seconds, tries=1 if quick else TRIES))
             if mode.equal and not quick:
                 verbatim[mode.name].append(measure(mode, seconds, equal=False)["rate"])
-            progress = f"round {turn + 1}/{rounds}, {number}/{len(modes)}"
+            progress = f"round {done + 1}/{rounds}, {number}/{len(modes)}"
             last = turns[mode.name][-1]
             noise = f"  (other programs used {last['foreign']:.0%})" if last["foreign"] >= DISTURBED else ""
             say(f"{progress}  {last['rate']:8.0f}/s  {mode.name}{noise}")
