@@ -276,12 +276,12 @@ def program(stack: Containers, service: str) -> str:
 
 
 def assert_workers(stack: Containers, service: str) -> None:
-    """The service has the workers that the documented formula gives for its limits, and says so."""
+    """The service has the workers that docs/choosing.md promises for its limits, and says so."""
     limits = stack.services[service]["deploy"]["resources"]["limits"]
     gunicorn = program(stack, service) == "serving.gunicorn"
     asyncio = ".uvicorn" in " ".join(server_process(stack, service)["Arguments"])
     fitting = int(limits["memory"]) // (128 * MEBIBYTE)
-    expected = max(1, min(ceil(float(limits["cpus"]) + (0 if asyncio else 1)), fitting))
+    expected = max(1, min(max(1 if asyncio else 2, ceil(float(limits["cpus"]))), fitting))
     # Uvicorn with one worker is that worker; Gunicorn's first process never serves.
     supervised = expected if gunicorn or expected > 1 else 0
     poll(lambda: len(children(stack, service)) == supervised, log=lambda: f"{limits}\n{stack.log(service)}")
