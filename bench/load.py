@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 
 CONNECTIONS = 64
 PACKAGES = ("django", "fastapi", "flask", "granian", "gunicorn", "httptools", "uvicorn", "uvloop")
+# Seconds after each load: a worker that is still busy with what wrk has left behind would get no
+# connections of the next one.
+PAUSE = 0.5
 UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 
@@ -22,6 +26,7 @@ def load(url: str, seconds: float, *options: str) -> dict[str, float]:
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:.0f}s", "--timeout", "10s", "--latency"]
     command += [*options, url]
     process = subprocess.run(command, check=False, capture_output=True, text=True)
+    time.sleep(PAUSE)
     output = process.stdout + process.stderr
     rate = re.search(r"Requests/sec: +([\d.]+)", output)
     p99 = re.search(r"99% +([\d.]+)(us|ms|s)", output)

@@ -3,7 +3,6 @@
 import os
 import statistics
 import tempfile
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +17,6 @@ CPUS = os.cpu_count() or 1
 FORMULAS = {"n": CPUS, "n+1": CPUS + 1, "2n": 2 * CPUS, "2n+1": 2 * CPUS + 1, "4n+1": 4 * CPUS + 1}
 THREADS = (3, 6, 12, 18)
 ROUNDS, SECONDS = 3, 1.0
-# Seconds between two loads: a worker that is still busy with the last one would get no connections.
-PAUSE = 0.5
 # Of the front: what each application is compared with, its threads, and formulas, rounds and seconds.
 COPIED = {"flask": "gunicorn --workers 4", "django": "django: gunicorn --workers 4"}
 FRONT_THREADS = {"flask": (1, 2, 3, 4, 6, 12), "django": (1, 3, 6, 9)}
@@ -52,7 +49,6 @@ def run(quick: bool) -> list[dict[str, Any]]:
                 flags = ("--threads", str(threads)) if threads else ()
                 with mode_with(name, FORMULAS[formula]).running(*flags) as running:
                     for page in PAGES:
-                        time.sleep(PAUSE)
                         rate = load(running.url + page, SECONDS)["rate"]
                         rates.setdefault((threads, formula, page), []).append(rate)
                     memory.setdefault((threads, formula), []).append(running.memory() / 1024**2)
