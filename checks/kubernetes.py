@@ -260,7 +260,7 @@ class Overlay(Project):
 def _run(*command: str, text: str = "") -> subprocess.CompletedProcess[str]:
     # Without a cluster: nothing here may ask one.
     alone = {"KUBECONFIG": "/dev/null"}
-    return subprocess.run(command, input=text, capture_output=True, text=True, env=alone)  # noqa: S603  no shell
+    return subprocess.run(command, input=text, capture_output=True, text=True, env=alone)
 
 
 def quantity(text: object) -> float:

@@ -57,6 +57,6 @@ def postgres_contradictions(name: str, environment: Mapping[str, Any], place: st
 def read(directory: Path, *options: str) -> Services:
     """The services of the Compose file, those of every profile included; {} if Compose cannot read it."""
     command = ["docker", "compose", "--profile", "*", *options, "config", "--format", "json"]
-    found = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)  # noqa: S603  no shell
+    found = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     services: Services = json.loads(found.stdout)["services"] if not found.returncode else {}
     return services

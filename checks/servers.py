@@ -102,7 +102,7 @@ def read_gunicorn(launch: Launch) -> Settings:
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     # -P: the project's modules are found, and those beside the script are not.
     command = [sys.executable, "-P", *(["-S"] if sys.flags.no_site else []), str(SCRIPT), json.dumps(request)]
-    done = subprocess.run(  # noqa: S603  no shell
+    done = subprocess.run(
         command,
         cwd=launch.directory,
         env={**launch.environment, **inherited, "PYTHONDONTWRITEBYTECODE": "1"},

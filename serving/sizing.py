@@ -15,8 +15,8 @@ from serving import settings
 
 MEBIBYTE = 1024 * 1024
 
-# One worker for each CPU; docs/choosing.md has measurements. Workload -> the fewest workers: where
-# Gunicorn replaces them after a number of requests, two, so that one serves meanwhile.
+# Workload -> the fewest workers; otherwise each CPU gets one (docs/choosing.md has measurements).
+# Gunicorn replaces workers after a number of requests: of two, one serves meanwhile.
 FEWEST = {"mixed": 2, "cpu": 2, "io": 2, "asyncio": 1}
 
 # Without a CPU limit, a node with 80 cores would start 80 workers for each of its containers.

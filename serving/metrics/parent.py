@@ -107,7 +107,7 @@ class Parent:
             return
         self.started = time.monotonic()
         command = [sys.executable, "-m", "serving.metrics", self.directory, str(os.getpid()), *self.addresses]
-        self.exporter = subprocess.Popen(  # noqa: S603
+        self.exporter = subprocess.Popen(  # noqa: S603  no shell
             command, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL
         )
 
